@@ -1,0 +1,192 @@
+"""The supernets of the two search spaces.
+
+`model(x, p)` runs images x of shape (B, 3, H, W) under mixture weights p and returns logits (B, classes):
+- p of shape (cells, E, O): one mixture for the whole batch, `model.mixture()` for the supernet's own;
+- p of shape (n, cells, E, O): the batch is cut into n equal groups, one after the other, and group k runs
+  under p[k]. Each group has its own batch norm statistics, so one pass with n groups is n separate passes, at
+  the cost of one.
+
+The networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang; ICLR 2020).
+Four things are computed otherwise than there, with the same result: `none` costs nothing; what depends on an
+edge's source alone (ReLU, pooling and its batch norm, the identity) is computed once a source node, not once
+an edge; a mixture weight is folded into the batch norm that ends an operation; and a dilated convolution is
+computed as `DilatedDepthwise` says.
+"""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from genotypes import SPACES
+from model import OPS, BatchNorm, ConvOp, ResidualBlock, Zero, factorized_reduce, relu_conv_bn
+
+
+class NormalisedPool(nn.Module):
+    """Pooling with a batch norm after it, as every pooling of the DARTS supernet has."""
+
+    def __init__(self, pool, C):
+        super().__init__()
+        self.pool = pool
+        self.norm = BatchNorm(C, affine=False)
+
+    def forward(self, x, groups):
+        return self.norm(self.pool(x), groups)
+
+
+class MixedCell(nn.Module):
+    """The nodes of a cell whose edges mix all operations of the space.
+
+    strides: a stride for each source node, that of the edges which leave it.
+    forward(states, w): states, the tensors (B, C, H, W) of the cell's input nodes; w (n, E, O), one mixture
+    for each of n groups of the batch. Returns the tensors of all nodes.
+    """
+
+    def __init__(self, space, C, strides):
+        super().__init__()
+        self.edges = space.edges
+        self.own = nn.ModuleList()  # for each edge, by operation: those with weights
+        self.shared = nn.ModuleList(
+            nn.ModuleDict() for _ in strides
+        )  # for each source, by operation: those without
+        for source, _ in space.edges:
+            self.own.append(nn.ModuleDict())
+            for o, name in enumerate(space.ops):
+                op = OPS[name](C, strides[source], affine=False)
+                if isinstance(op, ConvOp):
+                    self.own[-1][str(o)] = op
+                elif not isinstance(op, Zero) and str(o) not in self.shared[source]:
+                    pool = space.name == "darts" and isinstance(op, (nn.MaxPool2d, nn.AvgPool2d))
+                    self.shared[source][str(o)] = NormalisedPool(op, C) if pool else op
+
+    def forward(self, states, w):
+        n = len(w)
+        # mixture[e][o]: the weight of operation o on edge e in each group, (n,)
+        mixture = [edge.unbind(0) for edge in w.permute(1, 2, 0).unbind(0)]
+        nodes = dict(enumerate(states))
+        for source, shared in enumerate(self.shared):
+            x = nodes[source]
+            relu = F.relu(x)
+            outputs = [
+                (int(o), op(x, n) if isinstance(op, NormalisedPool) else op(x)) for o, op in shared.items()
+            ]
+            for e, (s, target) in enumerate(self.edges):
+                if s != source:
+                    continue
+                terms = [op.body(relu, n, mixture[e][int(o)]) for o, op in self.own[e].items()]
+                terms += [by_group(mixture[e][o], y) * y for o, y in outputs]
+                nodes[target] = sum(terms, nodes[target]) if target in nodes else sum(terms[1:], terms[0])
+        return list(nodes.values())
+
+
+def by_group(weight, x):
+    """The weight (n,) of each group as a tensor that multiplies x (B, C, H, W)."""
+    return (
+        weight if len(weight) == 1 else weight.repeat_interleave(len(x) // len(weight))[:, None, None, None]
+    )
+
+
+class Supernet(nn.Module):
+    """What the two supernets share: architecture parameters, and the split of the parameters in two."""
+
+    def __init__(self, space):
+        super().__init__()
+        self.space = space
+        self.alpha = nn.Parameter(1e-3 * torch.randn(len(space.cells), len(space.edges), len(space.ops)))
+
+    def mixture(self):
+        """softmax(alpha): (cells, E, O)."""
+        return self.alpha.softmax(-1)
+
+    def arch_parameters(self):
+        return [self.alpha]
+
+    def weight_parameters(self):
+        return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
+
+
+class DartsCell(nn.Module):
+    def __init__(self, space, C_prev_prev, C_prev, C, reduction, reduction_prev):
+        super().__init__()
+        self.kind = space.cells.index("reduce" if reduction else "normal")
+        before = factorized_reduce if reduction_prev else relu_conv_bn
+        self.preprocess0 = before(C_prev_prev, C, affine=False)
+        self.preprocess1 = relu_conv_bn(C_prev, C, affine=False)
+        stride = 2 if reduction else 1
+        self.mixed = MixedCell(space, C, strides=(stride, stride, 1, 1, 1))
+
+    def forward(self, s0, s1, p):  # p (n, cells, E, O)
+        inputs = [self.preprocess0.body(F.relu(s0), len(p)), self.preprocess1.body(F.relu(s1), len(p))]
+        return torch.cat(self.mixed(inputs, p[:, self.kind])[2:], dim=1)
+
+
+class DartsSupernet(Supernet):
+    """C: initial channels. layers: cells, of which those at 1/3 and 2/3 of the depth reduce. classes:
+    outputs."""
+
+    def __init__(self, C=16, layers=8, classes=10):
+        super().__init__(SPACES["darts"])
+        multiplier = 4  # a cell concatenates its four nodes
+        C_prev_prev = C_prev = 3 * C
+        self.stem = nn.Conv2d(3, C_prev, 3, padding=1, bias=False)
+        self.stem_norm = BatchNorm(C_prev)
+        self.cells = nn.ModuleList()
+        reduction_prev = False
+        for layer in range(layers):
+            reduction = layer in (layers // 3, 2 * layers // 3)
+            C = 2 * C if reduction else C
+            self.cells.append(DartsCell(self.space, C_prev_prev, C_prev, C, reduction, reduction_prev))
+            reduction_prev = reduction
+            C_prev_prev, C_prev = C_prev, multiplier * C
+        self.classifier = nn.Linear(C_prev, classes)
+
+    def forward(self, x, p):
+        p = p if p.dim() == 4 else p[None]
+        s0 = s1 = self.stem_norm(self.stem(x.contiguous(memory_format=torch.channels_last)), len(p))
+        for cell in self.cells:
+            s0, s1 = s1, cell(s0, s1, p)
+        return self.classifier(s1.mean((2, 3)))
+
+
+class NasBench201Supernet(Supernet):
+    """C: channels of the first stage. layers: cells in each of the three stages. classes: outputs."""
+
+    def __init__(self, C=16, layers=5, classes=10):
+        super().__init__(SPACES["nasbench201"])
+        self.stem = nn.Conv2d(3, C, 3, padding=1, bias=False)
+        self.stem_norm = BatchNorm(C)
+        self.blocks = nn.ModuleList()
+        for stage in range(3):
+            if stage > 0:
+                self.blocks.append(ResidualBlock(C, 2 * C))
+                C = 2 * C
+            self.blocks.extend(MixedCell(self.space, C, strides=(1, 1, 1)) for _ in range(layers))
+        self.last_norm = BatchNorm(C)
+        self.classifier = nn.Linear(C, classes)
+
+    def forward(self, x, p):
+        p = p if p.dim() == 4 else p[None]
+        n = len(p)
+        x = self.stem_norm(self.stem(x.contiguous(memory_format=torch.channels_last)), n)
+        for block in self.blocks:
+            x = block(x, n) if isinstance(block, ResidualBlock) else block([x], p[:, 0])[-1]
+        x = F.relu(self.last_norm(x, n))
+        return self.classifier(x.mean((2, 3)))
+
+
+SUPERNETS = {"darts": DartsSupernet, "nasbench201": NasBench201Supernet}
+
+
+@contextmanager
+def running_statistics_kept(model):
+    """Passes in training mode inside this context leave the running statistics of batch norm as they are."""
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

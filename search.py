@@ -1,0 +1,353 @@
+"""Search for a cell: DARTS and NA-DARTS.
+
+    python search.py --neighborhood 1 --agg mean       NA-DARTS on CIFAR-10, downloaded on first use
+    python search.py --neighborhood 0                  plain DARTS, first order
+    python search.py --neighborhood 0 --unrolled       plain DARTS, second order
+    python search.py --dataset folder --data DIR --image_size 32
+    python search.py --space nasbench201
+    python search.py --quick                           two minutes on a CPU, without any data
+
+DARTS (Liu, Simonyan, Yang; ICLR 2019) trains the weights of a supernet on one half of the training set, and
+its architecture parameters on the other half, in alternating steps. NA-DARTS replaces the validation loss of
+the architecture step by `g(f(N(a)))`, an aggregate over neighbors of the current mixture that share the
+supernet's weights; see neighborhood.py. The neighbors run in one pass, each on its share of the batch, so
+NA-DARTS costs what DARTS costs.
+
+A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json. The same command with
+`--resume FOLDER` goes on from the last epoch, to the same result bit for bit on a CPU.
+
+Three deviations from the original DARTS code: batches are always full; the architecture step leaves the
+running statistics of batch norm alone, which only evaluation reads; and the second-order step does not scale
+the optimizer's momentum in passing.
+"""
+
+import math
+import os
+import time
+
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+import utils
+from genotypes import PARAMETER_FREE, SPACES, format_architecture, operations, read_cell
+from model_search import SUPERNETS, running_statistics_kept
+from neighborhood import AGGREGATE, PERTURB, neighbors, sample_shifts
+
+LAYERS = {"darts": 8, "nasbench201": 5}
+QUICK = dict(dataset="shapes", init_channels=4, layers=4, epochs=2, batch_size=32, learning_rate=0.1)
+
+
+def parse_args(argv=None):
+    parser = utils.Parser(__doc__)
+    add = parser.add_argument
+    # fmt: off
+    # The method
+    add("--neighborhood", type=int, default=1, help="radius d of the neighborhood; 0 is plain DARTS")
+    add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' losses")
+    add("--neighbors", type=int, default=8, help="neighbors n, sampled anew for each step")
+    add("--neighbor_batch", choices=("split", "repeat"), default="split",
+        help="split: each neighbor has its share of the batch; repeat: all of it, at n times the cost")
+    add("--perturb", choices=PERTURB, default="roll", help="what a neighbor does to a changed edge")
+    add("--weight_step", choices=("center", "neighbors"), default="center", help="what trains the weights")
+    add("--unrolled", action="store_true", help="second order: look one weight step ahead")
+    # The supernet
+    add("--space", choices=SPACES, default="darts", help="search space")
+    add("--init_channels", type=int, default=16, help="channels of the first cells")
+    add("--layers", type=int, help="cells, or cells in each stage of nasbench201 (default: 8, 5)")
+    # The data
+    add("--dataset", choices=utils.DATASETS, default="cifar10", help="shapes is synthetic and needs no files")
+    add("--data", default="data", help="where the data set lies, or is downloaded to")
+    add("--image_size", type=int, help="side of the images (default: 32, whatever they are)")
+    add("--train_portion", type=float, default=0.5, help="part of the training set that trains the weights")
+    add("--cutout", action="store_true", help="augment with cutout")
+    add("--cutout_length", type=int, default=16, help="side of the cutout, pixels")
+    # Optimisation
+    add("--epochs", type=int, default=50, help="epochs")
+    add("--batch_size", type=int, default=64, help="batch size")
+    add("--learning_rate", type=float, default=0.025, help="learning rate of the weights, cosine schedule")
+    add("--learning_rate_min", type=float, default=0.001, help="learning rate at the end of the schedule")
+    add("--momentum", type=float, default=0.9, help="momentum of the weights' SGD")
+    add("--weight_decay", type=float, default=3e-4, help="weight decay of the weights")
+    add("--grad_clip", type=float, default=5.0, help="norm to which the weights' gradient is clipped")
+    add("--arch_learning_rate", type=float, default=3e-4, help="learning rate of Adam on alpha")
+    add("--arch_weight_decay", type=float, default=1e-3, help="weight decay of Adam on alpha")
+    # The run
+    add("--seed", type=int, default=2, help="seed of everything random")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
+    add("--report_freq", type=int, default=50, help="steps between looks at the loss")
+    add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
+    add("--resume", help="go on with the run in this folder; the other flags stay as they were")
+    add("--quick", action="store_true",
+        help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
+    # fmt: on
+    if parser.parse_known_args(argv)[0].quick:
+        parser.set_defaults(**QUICK)
+    args = parser.parse_args(argv)
+    if args.layers is None:
+        args.layers = LAYERS[args.space]
+    check_args(parser, args)
+    return args
+
+
+def check_args(parser, args):
+    """End with one line where a flag is out of range or contradicts another."""
+    space = SPACES[args.space]
+    edges = len(space.cells) * len(space.edges)
+    ranges = dict(
+        neighborhood=(0, edges), neighbors=(1, 4096), init_channels=(1, 4096), image_size=(8, 1024),
+        layers=(3 if args.space == "darts" else 1, 1000), train_portion=(0.01, 0.99), cutout_length=(1, 1024),
+        epochs=(1, 100_000), batch_size=(1, 65_536), learning_rate=(1e-8, 100),
+        learning_rate_min=(0, args.learning_rate), momentum=(0, 0.9999), weight_decay=(0, 1),
+        grad_clip=(1e-8, 1e8), arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), seed=(0, 2**40),
+        report_freq=(1, 1_000_000),
+    )  # fmt: skip
+    for name, (low, high) in ranges.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            parser.error(f"--{name} {value} is out of range: it lies between {low} and {high}")
+    cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"
+    if args.neighborhood and cut and args.batch_size % args.neighbors:
+        parser.error(
+            f"--batch_size {args.batch_size} cannot be cut into {args.neighbors} equal groups: choose a "
+            "number of --neighbors that divides it"
+        )
+
+
+def draw_shifts(model, args, g):
+    """The neighbors of one step, drawn uniformly from the ball: (n, E) shifts. With radius 0 the center
+    alone."""
+    cells, edges, ops = model.alpha.shape
+    return sample_shifts(cells * edges, ops, args.neighborhood, args.neighbors if args.neighborhood else 1, g)
+
+
+def mixtures(model, shifts, args):
+    """The neighbors' mixture weights, differentiable in alpha: (n, cells, E, O)."""
+    p = model.mixture()
+    return neighbors(p.flatten(0, 1), shifts, args.perturb).view(-1, *p.shape)
+
+
+def neighborhood_loss(model, x, y, shifts, args, weights=None):
+    """g(f(N(a))): the loss of each neighbor on its share of the batch, aggregated.
+
+    x (B, 3, H, W), y (B,), shifts (n, E). weights: a dict to use in place of the supernet's own. Returns a
+    scalar, in nats.
+    """
+    q = mixtures(model, shifts, args)
+    if args.neighbor_batch == "repeat":
+        x, y = x.repeat(len(q), 1, 1, 1), y.repeat(len(q))
+    logits = model(x, q) if weights is None else functional_call(model, weights, (x, q))
+    losses = F.cross_entropy(logits, y, reduction="none").view(len(q), -1).mean(1)
+    return AGGREGATE[args.agg](losses)
+
+
+def unrolled_gradient(model, optimizer, train, valid, args, r=0.01):
+    """Second order: the gradient by alpha of the neighborhood loss after one weight step (DARTS, equations 6
+    to 8).
+
+    train, valid: (x, y, shifts) of the weight step and of the architecture step. optimizer: the weights' SGD,
+    whose momentum and weight decay the step ahead includes. r: length of the finite difference that stands
+    for the product of the Hessian and a vector. Returns (loss, gradient of alpha's shape).
+    """
+    names = [name for name, _ in model.named_parameters() if name != "alpha"]
+    weights = model.weight_parameters()
+    group = optimizer.param_groups[0]
+
+    def train_gradient(values, by):
+        x, y, shifts = train
+        q = mixtures(model, shifts, args)
+        logits = functional_call(model, dict(zip(names, values, strict=True)), (x, q))
+        return torch.autograd.grad(F.cross_entropy(logits, y), by)
+
+    ahead = []  # w' = w - lr (momentum * buffer + grad L_train(w) + weight_decay * w)
+    for w, gradient in zip(weights, train_gradient(weights, weights), strict=True):
+        buffer = optimizer.state[w].get("momentum_buffer", 0.0)
+        step = group["momentum"] * buffer + gradient + group["weight_decay"] * w.detach()
+        ahead.append((w.detach() - group["lr"] * step).requires_grad_())
+    loss = neighborhood_loss(model, *valid, args, dict(zip(names, ahead, strict=True)))
+    *v, by_alpha = torch.autograd.grad(loss, [*ahead, model.alpha])
+    h = r / torch.cat([part.flatten() for part in v]).norm()
+    plus, minus = (
+        train_gradient([w.detach() + side * part for w, part in zip(weights, v, strict=True)], model.alpha)[0]
+        for side in (h, -h)
+    )
+    return loss, by_alpha - group["lr"] * (plus - minus) / (2 * h)
+
+
+@torch.no_grad()
+def evaluate(model, images, labels, index, batch_size, normalisation):
+    """Loss (nats) and accuracy (percent) of the supernet at its own mixture, in evaluation mode, not
+    augmented."""
+    model.eval()
+    p, loss, correct = model.mixture(), 0.0, 0
+    for part in index.to(images.device).split(batch_size):
+        logits = model(utils.normalise(images[part], **normalisation), p)
+        loss += F.cross_entropy(logits, labels[part], reduction="sum").item()
+        correct += (logits.argmax(1) == labels[part]).sum().item()
+    model.train()
+    return loss / len(index), 100 * correct / len(index)
+
+
+def main(args):
+    from tqdm import tqdm
+
+    # Device, data, generators. Each source of random numbers is its own seeded stream.
+    device = utils.device_of(args.device)
+    checkpoint = utils.load_checkpoint(os.path.join(args.resume, "checkpoint.pt")) if args.resume else None
+    if checkpoint:
+        utils.check_same_run(
+            args, checkpoint["args"], may_differ=("resume", "save", "device", "data", "epochs")
+        )
+    elif args.save and os.path.exists(os.path.join(args.save, "checkpoint.pt")):
+        raise utils.BadInput(f"{args.save} holds a run already: give --resume {args.save}, or another --save")
+    torch.manual_seed(args.seed)  # the supernet's first weights
+    split_g, weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(4))
+    images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size)
+    mean, std = utils.channel_statistics(images)
+    weight_half, arch_half = utils.split_balanced(labels, args.train_portion, split_g)
+    if min(len(weight_half), len(arch_half)) < args.batch_size:
+        raise utils.BadInput(
+            f"{len(images)} training images give halves of {len(weight_half)} and {len(arch_half)}, which do "
+            f"not fill a batch of {args.batch_size}: choose a smaller --batch_size"
+        )
+    images, labels = images.to(device), labels.to(device)
+    normalisation = dict(mean=mean, std=std)
+    pad = images.shape[1] // 8  # 4 pixels at 32 x 32, as DARTS has it
+    augmentation = dict(**normalisation, pad=pad, cutout=args.cutout_length if args.cutout else 0)
+    weight_batches = utils.Batches(images, labels, weight_half, args.batch_size, weight_g, **augmentation)
+    arch_batches = utils.Batches(images, labels, arch_half, args.batch_size, arch_g, **augmentation)
+
+    # Supernet and optimizers
+    space = SPACES[args.space]
+    model = SUPERNETS[args.space](args.init_channels, args.layers, len(classes)).to(device)
+    weights = model.weight_parameters()
+    weight_optimizer = torch.optim.SGD(
+        weights, args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
+    )
+    arch_optimizer = torch.optim.Adam(
+        model.arch_parameters(),
+        args.arch_learning_rate,
+        betas=(0.5, 0.999),
+        weight_decay=args.arch_weight_decay,
+    )
+
+    # The run folder, and what a checkpoint holds besides its epoch
+    method = ("NA-DARTS" if args.neighborhood else "DARTS") + (", second order" if args.unrolled else "")
+    args.save = (
+        args.resume
+        or args.save
+        or utils.new_run_path("search", f"{method.split(',')[0].lower()}-{args.space}")
+    )
+    parts = dict(
+        model=model, weight_optimizer=weight_optimizer, arch_optimizer=arch_optimizer,
+        weight_batches=weight_batches, arch_batches=arch_batches, neighbors=utils.GeneratorState(neighbor_g),
+    )  # fmt: skip
+    start, rows = 0, []
+    if checkpoint:
+        utils.restore(parts, checkpoint)
+        start, rows = checkpoint["epoch"], checkpoint["rows"]
+    folder = utils.RunFolder(args.save, args)
+    if checkpoint:
+        folder.write_metrics(rows)
+        folder.log(f"resumed after epoch {start} of {args.epochs}")
+        if args.epochs != checkpoint["args"]["epochs"]:
+            before = checkpoint["args"]["epochs"]
+            folder.log(f"--epochs was {before}: the learning rate follows the new number from here on")
+    else:
+        folder.save(parts, 0, rows, args)
+        folder.log(
+            f"{method}, space {args.space}: supernet of {sum(w.numel() for w in weights):,} weights; "
+            f"{args.dataset}: {len(weight_half):,} + {len(arch_half):,} images, {len(classes)} classes; "
+            f"{device}, {torch.get_num_threads()} threads; run folder {folder.path}"
+        )
+
+    steps = len(weight_batches)
+    center = torch.zeros(
+        1, model.alpha[..., 0].numel(), dtype=torch.long
+    )  # the shifts of the architecture itself
+    bar = tqdm(
+        total=args.epochs * steps, initial=start * steps, unit="step", disable=None, dynamic_ncols=True
+    )
+    for epoch in range(start + 1, args.epochs + 1):
+        started = time.perf_counter()
+        cosine = (1 + math.cos(math.pi * (epoch - 1) / args.epochs)) / 2
+        learning_rate = args.learning_rate_min + (args.learning_rate - args.learning_rate_min) * cosine
+        weight_optimizer.param_groups[0]["lr"] = learning_rate
+        weight_losses, arch_losses, correct = [], [], 0
+        for step in range(1, steps + 1):
+            x, y = next(weight_batches)
+            x_arch, y_arch = next(arch_batches)
+            weight_shifts = (
+                draw_shifts(model, args, neighbor_g) if args.weight_step == "neighbors" else center
+            )
+            shifts = draw_shifts(model, args, neighbor_g)
+
+            # Architecture step: the loss over the neighborhood, on images that the weights do not train on.
+            with running_statistics_kept(model):
+                if args.unrolled:
+                    train, valid = (x, y, weight_shifts), (x_arch, y_arch, shifts)
+                    arch_loss, model.alpha.grad = unrolled_gradient(
+                        model, weight_optimizer, train, valid, args
+                    )
+                else:
+                    arch_loss = neighborhood_loss(model, x_arch, y_arch, shifts, args)
+                    model.alpha.grad = torch.autograd.grad(arch_loss, model.alpha)[0]
+            arch_optimizer.step()
+
+            # Weight step: at the center, or on neighbors, each with its share of the batch.
+            logits = model(x, mixtures(model, weight_shifts, args).detach())
+            weight_loss = F.cross_entropy(logits, y)
+            weight_optimizer.zero_grad()
+            weight_loss.backward(inputs=weights)
+            torch.nn.utils.clip_grad_norm_(weights, args.grad_clip)
+            weight_optimizer.step()
+
+            arch_losses.append(arch_loss.detach())
+            weight_losses.append(weight_loss.detach())
+            correct += (logits.argmax(1) == y).sum()
+            bar.update()
+            if (
+                step % args.report_freq == 0 or step == steps
+            ):  # a look at the loss makes a GPU wait: not each step
+                where = f"epoch {epoch}, learning rate {learning_rate:.3g}"
+                losses = torch.stack([torch.stack(weight_losses), torch.stack(arch_losses)])
+                utils.check_finite(losses, where, folder.file("checkpoint.pt"))
+                bar.set_postfix(weight_loss=f"{weight_losses[-1]:.3f}", arch_loss=f"{arch_losses[-1]:.3f}")
+
+        # The architecture half at the center, the cell so far, a checkpoint
+        valid_loss, valid_accuracy = evaluate(
+            model, images, labels, arch_half, args.batch_size, normalisation
+        )
+        arch = read_cell(space, model.mixture())
+        chosen = operations(arch)
+        rows.append(
+            {
+                "epoch": epoch,
+                "learning_rate": learning_rate,
+                "weight_loss": torch.stack(weight_losses).mean().item(),
+                "weight_accuracy": 100 * correct.item() / (steps * args.batch_size),
+                "neighborhood_loss": torch.stack(arch_losses).mean().item(),
+                "arch_loss": valid_loss,
+                "arch_accuracy": valid_accuracy,
+                "skip_connects": chosen.count("skip_connect"),
+                "parameter_free": sum(op in PARAMETER_FREE for op in chosen),
+                "seconds": round(time.perf_counter() - started, 3),
+                "genotype": format_architecture(arch),
+            }
+        )
+        folder.save(parts, epoch, rows, args)
+        folder.write_genotype(arch)
+        folder.log(
+            "epoch {epoch}: learning rate {learning_rate:.4f}, weight half loss {weight_loss:.4f} accuracy "
+            "{weight_accuracy:.2f} %, architecture half loss {arch_loss:.4f} accuracy {arch_accuracy:.2f} %, "
+            "neighborhood loss {neighborhood_loss:.4f}, {skip_connects} skip connections, {parameter_free} "
+            "parameter-free, {seconds:.1f} s\n  {genotype}".format(**rows[-1])
+        )
+    bar.close()
+    arch = read_cell(space, model.mixture())
+    folder.write_genotype(arch)
+    folder.log(f"found {format_architecture(arch)}\ntrain it with: python train.py --arch {folder.path}")
+
+
+if __name__ == "__main__":
+    utils.run(main, parse_args())

@@ -1,0 +1,146 @@
+"""The supernets: sizes, groups, and agreement with the plain reference."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain import PLAIN, copy_weights, operation
+
+from genotypes import SPACES
+from model import BatchNorm
+from model_search import SUPERNETS, DartsSupernet, running_statistics_kept
+
+CASES = [("darts", 4, 3, 16), ("darts", 2, 4, 15), ("nasbench201", 4, 1, 16), ("nasbench201", 4, 2, 15)]
+
+
+def build(space, C, layers, dtype=torch.float64):
+    torch.manual_seed(0)
+    model = SUPERNETS[space](C, layers, 10).to(dtype)
+    with torch.no_grad():
+        model.alpha.normal_()
+    return model
+
+
+def images(batch, size, dtype=torch.float64):
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(batch, 3, size, size, generator=g).to(dtype), torch.randint(10, (batch,), generator=g)
+
+
+def close(a, b, tolerance=1e-10):
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_published_sizes():
+    model = DartsSupernet(16, 8, 10)
+    assert sum(w.numel() for w in model.weight_parameters()) == 1_930_618  # quark0/darts, C=16, 8 cells
+    assert model.alpha.shape == (2, 14, 8)
+    assert SUPERNETS["nasbench201"]().alpha.shape == (1, 6, 5)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_parameters_are_split_in_two(space):
+    model = SUPERNETS[space](4, 3)
+    weights, arch = map(id, model.weight_parameters()), map(id, model.arch_parameters())
+    assert sorted([*weights, *arch]) == sorted(map(id, model.parameters()))
+    assert isinstance(model.alpha, torch.nn.Parameter)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("space,C,layers,size", CASES)
+def test_supernet_equals_the_plain_one(space, C, layers, size, training):
+    model = build(space, C, layers)
+    plain = copy_weights(model, PLAIN[space](C, layers, 10).double())
+    x, y = images(6, size)
+    model(x, model.mixture()), plain(x, model.mixture())  # running statistics of their own
+    model.train(training), plain.train(training)
+    results = []
+    for net, weights in ((model, model.weight_parameters()), (plain, list(plain.parameters()))):
+        logits = net(x, model.mixture())
+        results.append([logits, *torch.autograd.grad(F.cross_entropy(logits, y), [model.alpha, *weights])])
+    assert all(close(a, b) for a, b in zip(*results, strict=True))
+    assert results[0][1].abs().max() > 1e-4  # the comparison of alpha's gradients is not one of zeros
+
+
+@pytest.mark.parametrize("space,C,layers,size", CASES[::2])
+def test_float32_is_close_too(space, C, layers, size):
+    model = build(space, C, layers, torch.float32)
+    plain = copy_weights(model, PLAIN[space](C, layers, 10))
+    x, y = images(16, size, torch.float32)
+    p = model.mixture()
+    a, b = (
+        torch.autograd.grad(F.cross_entropy(net(x, p), y), p, retain_graph=True)[0] for net in (model, plain)
+    )
+    assert (a - b).norm() < 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("space,C,layers,size", CASES)
+@pytest.mark.parametrize("n", [2, 3])
+def test_groups_equal_separate_passes(space, C, layers, size, n, training):
+    model = build(space, C, layers)
+    x, y = images(6, size)
+    model(x, model.mixture())
+    separate = copy.deepcopy(model)
+    model.train(training), separate.train(training)
+    q = (
+        (model.alpha + torch.randn(n, *model.alpha.shape, dtype=torch.float64))
+        .softmax(-1)
+        .detach()
+        .requires_grad_()
+    )
+    together = model(x, q)
+    one_by_one = torch.cat([separate(part, q[k]) for k, part in enumerate(x.chunk(n))])
+    assert close(together, one_by_one)
+    a = torch.autograd.grad(F.cross_entropy(together, y), [q, *model.weight_parameters()])
+    b = torch.autograd.grad(F.cross_entropy(one_by_one, y), [q, *separate.weight_parameters()])
+    assert all(close(i, j) for i, j in zip(a, b, strict=True))
+    buffers = zip(model.buffers(), separate.buffers(), strict=True)
+    assert all(close(i, j) for i, j in buffers)  # the running statistics were updated alike
+    if training:  # groups do not share statistics: another second group leaves the first one's output alone
+        x[len(x) // n :] += 1
+        assert close(model(x, q)[: len(x) // n], together[: len(x) // n])
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_one_hot_weights_give_the_chain_of_chosen_operations(space):
+    """A mixed cell with one-hot weights equals the sum over edges of the chosen operations, computed
+    alone."""
+    spec = SPACES[space]
+    torch.manual_seed(0)
+    C = 4
+    model = SUPERNETS[space](C, 3).double()
+    if space == "darts":
+        cell = model.cells[1]  # layers // 3: a reduction cell
+        mixed, strides = cell.mixed, (2, 2, 1, 1, 1)
+        C = 2 * C
+    else:
+        mixed, strides = model.blocks[0], (1, 1, 1)
+    choice = torch.randint(len(spec.ops), (len(spec.edges),), generator=torch.Generator().manual_seed(3))
+    states = [torch.randn(5, C, 8, 8, dtype=torch.float64) for _ in range(2 if space == "darts" else 1)]
+    nodes = dict(enumerate(states))
+    for e, (source, target) in enumerate(spec.edges):
+        name = spec.ops[choice[e]]
+        op = operation(name, C, strides[source]).double()
+        if str(choice[e].item()) in mixed.own[e]:
+            own = mixed.own[e][str(choice[e].item())]
+            for a, b in zip(own.parameters(), op.parameters(), strict=True):
+                b.data.copy_(a.data)
+        y = op(nodes[source])
+        if space == "darts" and name in ("max_pool_3x3", "avg_pool_3x3"):
+            y = F.batch_norm(y, None, None, training=True)
+        nodes[target] = nodes.get(target, 0) + y
+    got = mixed(states, F.one_hot(choice, len(spec.ops)).double()[None])
+    assert all(close(a, nodes[i]) for i, a in enumerate(got))
+
+
+def test_running_statistics_can_be_kept():
+    model = build("nasbench201", 4, 1)
+    x, _ = images(4, 8)
+    before = copy.deepcopy(list(model.buffers()))
+    with running_statistics_kept(model):
+        model(x, model.mixture())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+    model(x, model.mixture())
+    assert not all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+    assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, BatchNorm))

@@ -1,0 +1,241 @@
+"""The search step: gradients of DARTS and NA-DARTS, first and second order, and exact resuming."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain import PLAIN, copy_weights
+
+import search
+import utils
+from genotypes import format_architecture, parse_architecture
+from model_search import SUPERNETS
+from neighborhood import AGGREGATE, ball_shifts, neighbors
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = "--dataset shapes --space nasbench201 --init_channels 2 --layers 1 --image_size 8 --batch_size 496"
+
+
+def tiny(space="nasbench201", batch=12, seed=0):
+    """A small double-precision supernet, and a batch for the weights and one for the architecture."""
+    torch.manual_seed(seed)
+    model = SUPERNETS[space](2, 3 if space == "darts" else 1, 10).double()
+    with torch.no_grad():
+        model.alpha.normal_()
+    batches = [
+        (torch.randn(batch, 3, 8, 8, dtype=torch.float64), torch.randint(10, (batch,))) for _ in range(2)
+    ]
+    return model, *batches
+
+
+def arguments(text=""):
+    return search.parse_args(text.split())
+
+
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+def test_radius_0_is_plain_darts(space):
+    """The architecture gradient equals that of DARTS written out on the plain supernet."""
+    model, _, (x, y) = tiny(space)
+    args = arguments("--neighborhood 0 --neighbors 8")
+    shifts = search.draw_shifts(model, args, utils.generator(0, 0))
+    assert shifts.shape == (1, model.alpha[..., 0].numel()) and not shifts.any()
+    loss = search.neighborhood_loss(model, x, y, shifts, args)
+    (got,) = torch.autograd.grad(loss, model.alpha)
+
+    plain = copy_weights(model, PLAIN[space](2, 3 if space == "darts" else 1, 10).double())
+    alpha = model.alpha.detach().requires_grad_()
+    expected_loss = F.cross_entropy(plain(x, alpha.softmax(-1)), y)
+    (expected,) = torch.autograd.grad(expected_loss, alpha)
+    assert torch.allclose(loss, expected_loss, rtol=1e-10)
+    assert torch.allclose(got, expected, rtol=1e-8, atol=1e-12) and expected.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("mode", ["split", "repeat"])
+@pytest.mark.parametrize("agg", AGGREGATE)
+def test_neighborhood_loss_is_the_aggregate_of_separate_losses(agg, mode):
+    model, _, (x, y) = tiny()
+    args = arguments(f"--agg {agg} --neighbors 4 --neighbor_batch {mode} --batch_size 12 --perturb move")
+    shifts = search.draw_shifts(model, args, utils.generator(5, 0))
+    assert shifts.shape == (4, 6) and (shifts > 0).sum(1).max() == 1
+    loss = search.neighborhood_loss(model, x, y, shifts, args)
+
+    separate = []
+    for k, shift in enumerate(shifts):
+        q = neighbors(model.mixture()[0], shift[None], "move")
+        part = slice(3 * k, 3 * k + 3) if mode == "split" else slice(None)
+        separate.append(F.cross_entropy(model(x[part], q), y[part]))
+    expected = AGGREGATE[agg](torch.stack(separate))
+    a, b = (torch.autograd.grad(value, model.alpha)[0] for value in (loss, expected))
+    assert torch.allclose(loss, expected, rtol=1e-10) and torch.allclose(a, b, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("radius,weight_step", [(0, "center"), (1, "center"), (1, "neighbors")])
+@pytest.mark.parametrize("momentum,steps", [(0.0, 0), (0.9, 2)])
+def test_second_order_gradient_is_that_through_one_step(radius, weight_step, momentum, steps):
+    """Against exact differentiation through one SGD step with momentum and weight decay, in double
+    precision."""
+    model, (x, y), (x_arch, y_arch) = tiny()
+    args = arguments(f"--neighborhood {radius} --neighbors 3 --batch_size 12")
+    g = utils.generator(1, 0)
+    shifts = search.draw_shifts(model, args, g)
+    weight_shifts = (
+        search.draw_shifts(model, args, g) if weight_step == "neighbors" else torch.zeros(1, 6).long()
+    )
+    weights = model.weight_parameters()
+    optimizer = torch.optim.SGD(weights, 0.05, momentum=momentum, weight_decay=0.01)
+    for _ in range(steps):  # fill the momentum buffers
+        optimizer.zero_grad()
+        F.cross_entropy(model(x, model.mixture().detach()), y).backward(inputs=weights)
+        optimizer.step()
+    buffers = [optimizer.state[w].get("momentum_buffer", torch.zeros_like(w)).clone() for w in weights]
+    train, valid = (x, y, weight_shifts), (x_arch, y_arch, shifts)
+    # A short difference: a supernet this small has kinks (ReLU, pooling) close by.
+    loss, got = search.unrolled_gradient(model, optimizer, train, valid, args, r=1e-6)
+
+    names = [name for name, _ in model.named_parameters() if name != "alpha"]
+    logits = model(x, search.mixtures(model, weight_shifts, args))
+    gradients = torch.autograd.grad(F.cross_entropy(logits, y), weights, create_graph=True)
+    ahead = {
+        name: w - 0.05 * (momentum * buffer + gradient + 0.01 * w)
+        for name, w, buffer, gradient in zip(names, weights, buffers, gradients, strict=True)
+    }
+    logits = torch.func.functional_call(model, ahead, (x_arch, search.mixtures(model, shifts, args)))
+    losses = torch.stack(
+        [F.cross_entropy(a, b) for a, b in zip(logits.chunk(len(shifts)), y_arch.chunk(len(shifts)))]
+    )
+    (expected,) = torch.autograd.grad(losses.mean(), model.alpha)
+    (first_order,) = torch.autograd.grad(search.neighborhood_loss(model, *valid, args), model.alpha)
+    assert torch.allclose(loss, losses.mean(), rtol=1e-10)
+    assert (got - expected).norm() < 1e-5 * expected.norm()
+    assert (
+        first_order - expected
+    ).norm() > 1e-2 * expected.norm()  # the second-order term is not negligible here
+    for w, buffer in zip(weights, buffers, strict=True):  # the optimizer was only looked at
+        assert torch.equal(optimizer.state[w].get("momentum_buffer", torch.zeros_like(w)), buffer)
+
+
+def test_whole_neighborhood_in_one_pass():
+    """Groups may enumerate the ball: 25 neighbors of a NAS-Bench-201 mixture, each with its own images."""
+    model, _, _ = tiny()
+    x, y = torch.randn(50, 3, 8, 8, dtype=torch.float64), torch.randint(10, (50,))
+    loss = search.neighborhood_loss(model, x, y, ball_shifts(6, 5, 1), arguments())
+    (gradient,) = torch.autograd.grad(loss, model.alpha)
+    assert gradient.isfinite().all() and gradient.abs().min() > 0
+
+
+def run_search(folder, *flags):
+    args = search.parse_args([*TINY.split(), "--device", "cpu", *map(str, flags)])
+    if args.resume is None:
+        args.save = str(folder)
+    search.main(args)
+    checkpoint = torch.load(os.path.join(folder, "checkpoint.pt"), weights_only=True)
+    with open(os.path.join(folder, "metrics.csv")) as file:
+        rows = [
+            {name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)
+        ]
+    return checkpoint, rows
+
+
+def same(a, b):
+    """Equality to the bit of nested dicts, lists and tensors."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(i, j) for i, j in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--neighborhood", 1, "--train_portion", 0.6],
+        ["--neighborhood", 2, "--weight_step", "neighbors", "--cutout"],
+        ["--neighborhood", 0, "--unrolled"],
+    ],
+    ids=["na-darts", "weights on neighbors", "second order"],
+)
+def test_resumed_search_equals_an_uninterrupted_one(tmp_path, flags):
+    whole, whole_rows = run_search(tmp_path / "whole", *flags, "--epochs", 3)
+    run_search(tmp_path / "parts", *flags, "--epochs", 1)
+    parts, part_rows = run_search(tmp_path / "parts", *flags, "--epochs", 3, "--resume", tmp_path / "parts")
+    assert len(whole_rows) == 3 and whole_rows == part_rows
+    for name in (
+        "model",
+        "weight_optimizer",
+        "arch_optimizer",
+        "weight_batches",
+        "arch_batches",
+        "neighbors",
+    ):
+        assert same(whole[name], parts[name]), name
+    assert (tmp_path / "whole" / "genotype.json").read_text() == (
+        tmp_path / "parts" / "genotype.json"
+    ).read_text()
+    other, _ = run_search(tmp_path / "other", *flags, "--epochs", 1, "--seed", 3)
+    assert not same(
+        other["model"], torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)["model"]
+    )
+
+
+def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch):
+    """A run of 3 epochs that dies in the third, and is resumed with its own command, equals an undisturbed
+    one."""
+    flags = ["--neighborhood", 1, "--epochs", 3]
+    whole, whole_rows = run_search(tmp_path / "whole", *flags)
+    evaluate, calls = search.evaluate, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(search, "evaluate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(tmp_path / "parts", *flags)
+    monkeypatch.undo()
+    parts, part_rows = run_search(tmp_path / "parts", *flags, "--resume", tmp_path / "parts")
+    assert same(whole["model"], parts["model"]) and whole_rows == part_rows
+
+
+def test_what_a_run_writes(tmp_path):
+    _, rows = run_search(tmp_path / "run", "--epochs", 2)
+    names = sorted(os.listdir(tmp_path / "run"))
+    assert names == ["args.json", "checkpoint.pt", "genotype.json", "log.txt", "metrics.csv"]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert 0 <= float(rows[1]["arch_accuracy"]) <= 100 and float(rows[0]["learning_rate"]) == 0.025
+    arch = parse_architecture(str(tmp_path / "run"))
+    assert rows[-1]["genotype"] == format_architecture(arch)
+    assert int(rows[-1]["skip_connects"]) == rows[-1]["genotype"].count("skip_connect")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert f"train.py --arch {tmp_path / 'run'}" in log and format_architecture(arch) in log
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["neighborhood"] == 1
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path):
+    flags = [
+        "--learning_rate",
+        "100",
+        "--weight_decay",
+        "1",
+        "--epochs",
+        "9",
+        "--save",
+        str(tmp_path / "run"),
+    ]
+    command = [sys.executable, os.path.join(ROOT, "search.py"), *TINY.split(), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    assert "not finite at step" in message and "learning rate" in message
+    assert message.endswith(os.path.join("run", "checkpoint.pt"))
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())

@@ -1,0 +1,456 @@
+"""Data, run folders, checkpoints and other plumbing of the scripts.
+
+Small images live in memory (or on the GPU) as one uint8 tensor of shape (N, H, W, 3), and are augmented a
+whole batch at a time, without worker processes.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import pickle
+import sys
+import time
+import zipfile
+
+import torch
+import torch.nn.functional as F
+
+from genotypes import to_json
+
+
+class BadInput(Exception):
+    """Something the user gave cannot be used. The message is one line: what is wrong, what was expected, how
+    to mend it."""
+
+    status = 2
+
+
+class NotFinite(Exception):
+    """A loss is not finite. The message is one line that names the step and the last good checkpoint."""
+
+    status = 1
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with exit status 2."""
+
+    def __init__(self, doc):
+        super().__init__(
+            description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run(main, args):
+    """Call main(args) as a script: what goes wrong as foreseen ends it with one line and an exit status, 2
+    for bad input, 1 for a loss that is not finite, 130 for Ctrl-C."""
+    try:
+        main(args)
+    except (BadInput, NotFinite, KeyboardInterrupt) as error:
+        print(f"{os.path.basename(sys.argv[0])}: error: {error or 'interrupted'}", file=sys.stderr)
+        sys.exit(getattr(error, "status", 130))
+
+
+def device_of(name):
+    """The torch device of a --device flag; `auto` is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device {name} is not to be had: {_one_line(error)}; try --device cpu") from None
+
+
+def _one_line(error):
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def generator(seed, stream):
+    """A seeded CPU generator. Draws are made on the CPU, so a seed gives the same ones on every device.
+
+    stream: a small number; generators of one seed and different streams are independent.
+    """
+    return torch.Generator().manual_seed(seed * 1000 + stream)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Data
+# ------------------------------------------------------------------------------------------------------------
+
+DATASETS = ("cifar10", "cifar100", "folder", "shapes")
+
+
+def load_images(dataset, root, image_size, train=True):
+    """A set of small images in memory: images uint8 (N, S, S, 3), labels int64 (N,), class names.
+
+    dataset: one of DATASETS. root: where it lies, or is to be downloaded to. image_size: S, or None for the
+    images' own size (folder: 32). train: the training set; otherwise the test set (`val` of a folder).
+    Raises BadInput where the set is missing, empty, broken or cannot be downloaded.
+    """
+    if dataset == "shapes":
+        return draw_shapes(5000 if train else 1000, image_size or 32, seed=0 if train else 1)
+    if dataset == "folder":
+        return _load_folder(os.path.join(root, "train" if train else "val"), image_size or 32)
+    images, labels, classes = _load_cifar(dataset, root, train)
+    if image_size not in (None, images.shape[1]):
+        small = [_resized(images[i : i + 10_000], image_size) for i in range(0, len(images), 10_000)]
+        images = torch.cat(small)
+    return images, labels, classes
+
+
+def _load_cifar(dataset, root, train):
+    from torchvision import datasets
+
+    try:
+        data = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset](
+            root, train=train, download=True
+        )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        raise BadInput(
+            f"{dataset} is not in {root} and could not be downloaded ({_one_line(error)}): put its "
+            "archive from https://www.cs.toronto.edu/~kriz/cifar.html there, or use --dataset folder --data "
+            "DIR, or --dataset shapes"
+        ) from None
+    return torch.from_numpy(data.data), torch.tensor(data.targets), data.classes
+
+
+def _load_folder(root, image_size):
+    """An image folder root/<class>/<image>. Images are resized by their shorter side and cropped to the
+    center."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+    from tqdm import tqdm
+
+    fit = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)])
+    if not os.path.isdir(root):
+        raise BadInput(
+            f"there is no folder {root}: --data takes a folder with train/<class>/ and val/<class>/ in it"
+        )
+    try:
+        data = ImageFolder(root, transform=fit)
+    except (FileNotFoundError, OSError) as error:
+        raise BadInput(
+            f"no images in {root} ({_one_line(error)}): expected {root}/<class>/<image>.png or .jpg"
+        ) from None
+    if len(data.classes) < 2:
+        raise BadInput(f"{root} has one class, {data.classes[0]}: a classifier needs at least two")
+    images = torch.empty(len(data), image_size, image_size, 3, dtype=torch.uint8)
+    for i in tqdm(range(len(data)), desc=f"reading {root}", disable=None, leave=False):
+        try:
+            images[i] = v2.functional.pil_to_tensor(data[i][0]).permute(1, 2, 0)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise BadInput(
+                f"{data.samples[i][0]} is not an image that can be read: {_one_line(error)}"
+            ) from None
+    return images, torch.tensor(data.targets), data.classes
+
+
+def _resized(images, size):
+    """uint8 (N, H, W, 3) images at another size, smoothed as they shrink."""
+    x = images.permute(0, 3, 1, 2).float()
+    x = F.interpolate(x, (size, size), mode="bilinear", antialias=True).round().clamp(0, 255)
+    return x.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+SHAPES = {
+    "disc": lambda u, v: u**2 + v**2 < 0.8,
+    "ring": lambda u, v: ((u**2 + v**2) < 1) & ((u**2 + v**2) > 0.4),
+    "square": lambda u, v: torch.maximum(u.abs(), v.abs()) < 0.8,
+    "frame": lambda u, v: (torch.maximum(u.abs(), v.abs()) - 0.72).abs() < 0.2,
+    "triangle": lambda u, v: (v < 0.75) & (v > 2 * u.abs() - 0.95),
+    "plus": lambda u, v: (torch.minimum(u.abs(), v.abs()) < 0.28) & (torch.maximum(u.abs(), v.abs()) < 1),
+    "cross": lambda u, v: ((u.abs() - v.abs()).abs() < 0.35) & (torch.maximum(u.abs(), v.abs()) < 0.9),
+    "bar": lambda u, v: (v.abs() < 0.35) & (u.abs() < 1),
+    "pole": lambda u, v: (u.abs() < 0.35) & (v.abs() < 1),
+    "pair": lambda u, v: ((u.abs() - 0.6) ** 2 + v**2) < 0.2,
+}
+
+
+def draw_shapes(n, size, seed):
+    """A synthetic set for tests and demonstrations: colored shapes on noise and clutter, ten classes.
+
+    Each picture has one shape, in a random place, size, tilt and color, over smaller scraps of other colors
+    and noise. Returns images uint8 (n, size, size, 3), labels (n,), class names. The same for a seed, always.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def uniform(low, high, *shape):
+        return low + (high - low) * torch.rand(n, *shape, generator=g)
+
+    labels = torch.randint(len(SHAPES), (n,), generator=g)
+    row, column = torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="ij")
+    background = uniform(0, 1, 1, 1, 3)
+    images = background.repeat(1, size, size, 1)
+
+    def place(scale_low, scale_high):
+        """Coordinates (u, v) of every pixel in the frame of an object of random place, size and tilt."""
+        scale = uniform(scale_low, scale_high, 1, 1)
+        tilt = uniform(-0.3, 0.3, 1, 1)
+        x, y = column - uniform(-0.5, 0.5, 1, 1), row - uniform(-0.5, 0.5, 1, 1)
+        return (x * tilt.cos() + y * tilt.sin()) / scale, (y * tilt.cos() - x * tilt.sin()) / scale
+
+    for _ in range(6):  # clutter
+        u, v = place(0.05, 0.18)
+        offset = uniform(-0.8, 0.8, 2, 1, 1) / 0.15
+        scrap = (torch.maximum((u - offset[:, 0]).abs(), 2 * (v - offset[:, 1]).abs()) < 1)[..., None]
+        images = torch.where(scrap, uniform(0, 1, 1, 1, 3), images)
+    u, v = place(0.3, 0.55)
+    inside = torch.stack([shape(u, v) for shape in SHAPES.values()], 1)[torch.arange(n), labels]
+    # A color that differs from the background's by at least 0.4 in one channel.
+    color = (background + torch.where(background < 0.5, 1, -1) * uniform(0.4, 0.9, 1, 1, 3)).clamp(0, 1)
+    images = torch.where(inside[..., None], color, images)
+    images = images + 0.15 * torch.randn(n, size, size, 3, generator=g)
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8), labels, list(SHAPES)
+
+
+def split_balanced(labels, portion, g):
+    """Two disjoint index tensors that hold `portion` and the rest of each class, in random order drawn from
+    g."""
+    first, second = [], []
+    for label in labels.unique():
+        members = (labels == label).nonzero()[:, 0]
+        members = members[torch.randperm(len(members), generator=g)]
+        cut = round(portion * len(members))
+        first.append(members[:cut])
+        second.append(members[cut:])
+    return torch.cat(first), torch.cat(second)
+
+
+def channel_statistics(images):
+    """Mean and standard deviation of each channel, as fractions of 1, for normalisation: two tensors (3,)."""
+    total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for part in images.split(10_000):
+        x = part.view(-1, 3).double() / 255
+        total += x.sum(0).cpu()
+        squares += (x**2).sum(0).cpu()
+    pixels = images.numel() / 3
+    mean = total / pixels
+    std = (squares / pixels - mean**2).clamp(min=1e-6).sqrt()
+    return mean.float(), std.float()
+
+
+def normalise(images, mean, std):
+    """uint8 (B, H, W, 3) to normalised float (B, 3, H, W), channels last in memory."""
+    scale = 1 / (255 * std.to(images.device))
+    return (images * scale - (mean / std).to(images.device)).permute(0, 3, 1, 2)
+
+
+def augment(images, index, g, mean, std, pad=4, cutout=0):
+    """A training batch: random crop after zero padding, random horizontal flip, normalisation, cutout.
+
+    images: uint8 (N, H, W, 3), of which `index` (B,) is taken. g: CPU generator. pad: pixels of padding.
+    cutout: side of the square that is set to zero after normalisation, around a random pixel and clipped at
+    the border (DeVries and Taylor 2017); 0 for none. Returns float (B, 3, H, W).
+    """
+    device = images.device
+    H, W = images.shape[1:3]
+    B = len(index)
+    draws = torch.rand(5, B, 1, generator=g).to(device)
+    rows, columns = torch.arange(H, device=device), torch.arange(W, device=device)
+    y = rows + (draws[0] * (2 * pad + 1)).long() - pad  # (B, H): the source row of each row
+    x = torch.where(draws[1] < 0.5, W - 1 - columns, columns) + (draws[2] * (2 * pad + 1)).long() - pad
+    inside = ((y >= 0) & (y < H))[:, :, None] & ((x >= 0) & (x < W))[:, None, :]
+    index = index.to(device)[:, None, None]
+    batch = images[index, y.clamp(0, H - 1)[:, :, None], x.clamp(0, W - 1)[:, None, :]] * inside[..., None]
+    batch = normalise(batch, mean, std)
+    if cutout:
+        center = (draws[3] * H).long(), (draws[4] * W).long()
+        hole = [
+            (line >= c - cutout // 2) & (line < c + cutout // 2)
+            for line, c in zip((rows, columns), center, strict=True)
+        ]
+        batch = batch.masked_fill((hole[0][:, :, None] & hole[1][:, None, :])[:, None], 0)
+    return batch
+
+
+class Batches:
+    """Endless augmented batches of the images that `index` names, each image once before any comes again.
+
+    A round's last images that do not fill a batch are left out of that round. Its state, the place in the
+    round included, goes into the checkpoint.
+    """
+
+    def __init__(self, images, labels, index, batch_size, g, **augmentation):
+        self.images, self.labels, self.index, self.batch_size = images, labels, index, batch_size
+        self.g, self.augmentation = g, augmentation
+        self.order = torch.empty(0, dtype=torch.long)
+        self.place = 0
+
+    def __len__(self):
+        """Batches in a round."""
+        return len(self.index) // self.batch_size
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.place + self.batch_size > len(self.order):
+            self.order, self.place = torch.randperm(len(self.index), generator=self.g), 0
+        chosen = self.index[self.order[self.place : self.place + self.batch_size]]
+        self.place += self.batch_size
+        x = augment(self.images, chosen, self.g, **self.augmentation)
+        return x, self.labels[chosen.to(self.labels.device)]
+
+    def state_dict(self):
+        return {"order": self.order, "place": self.place, "generator": self.g.get_state()}
+
+    def load_state_dict(self, state):
+        self.order, self.place = state["order"], state["place"]
+        self.g.set_state(state["generator"])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Run folders and checkpoints
+# ------------------------------------------------------------------------------------------------------------
+
+
+def write_file(path, data):
+    """Write a text or bytes file beside `path` and rename it over, so that a kill leaves the old one or the
+    new one."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """The folder of one run: args.json, log.txt, metrics.csv, checkpoint.pt, and what the script adds."""
+
+    def __init__(self, path, args):
+        self.path = path
+        try:
+            os.makedirs(path, exist_ok=True)
+            write_file(self.file("args.json"), json.dumps(vars(args), indent=2) + "\n")
+        except OSError as error:
+            raise BadInput(
+                f"the run folder {path} cannot be written ({_one_line(error)}): choose another --save"
+            ) from None
+
+    def file(self, name):
+        return os.path.join(self.path, name)
+
+    def log(self, text):
+        """Print a line, above the progress bar if there is one, and add it to log.txt."""
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stdout)
+        with open(self.file("log.txt"), "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def save(self, parts, epoch, rows, args):
+        """Save checkpoint.pt, and its rows of metrics as metrics.csv.
+
+        parts: name to anything with a state_dict. epoch: epochs done. rows: a dict of plain values for each
+        of them.
+        """
+        state = {name: part.state_dict() for name, part in parts.items()}
+        buffer = io.BytesIO()
+        torch.save({**state, "epoch": epoch, "rows": rows, "args": vars(args)}, buffer)
+        write_file(self.file("checkpoint.pt"), buffer.getvalue())
+        self.write_metrics(rows)
+
+    def write_genotype(self, arch):
+        """genotype.json, which `--arch` of the training script takes."""
+        write_file(self.file("genotype.json"), json.dumps(to_json(arch), indent=2) + "\n")
+
+    def write_metrics(self, rows):
+        """metrics.csv, a line a row; it is made anew from the rows in the checkpoint, so no row is lost or
+        doubled."""
+        table = io.StringIO()
+        if rows:
+            writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        write_file(self.file("metrics.csv"), table.getvalue())
+
+
+def new_run_path(script, what):
+    """runs/<script>-<what>-<time>, with a number behind it where that is taken."""
+    path = os.path.join("runs", f"{script}-{what}-{time.strftime('%Y%m%d-%H%M%S')}")
+    count = 1
+    while os.path.exists(path if count == 1 else f"{path}-{count}"):
+        count += 1
+    return path if count == 1 else f"{path}-{count}"
+
+
+def load_checkpoint(path, device="cpu"):
+    """A checkpoint file as a dict. Only tensors and plain data are admitted. Raises BadInput where it is
+    damaged."""
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f"there is no checkpoint {path}: --resume takes a folder that a run wrote") from None
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise BadInput(
+            f"the checkpoint {path} is damaged or not a checkpoint ({_one_line(error)[:80]}): "
+            "start the run anew"
+        ) from None
+    if not isinstance(checkpoint, dict) or not {"args", "epoch", "rows"} <= set(checkpoint):
+        raise BadInput(f"{path} is not a checkpoint of these scripts")
+    return checkpoint
+
+
+def restore(parts, checkpoint):
+    """Load a checkpoint's states into parts, as RunFolder.save took them. Raises BadInput where they do not
+    fit."""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise BadInput(
+            f"the checkpoint does not fit this run ({_one_line(error)}): start the run anew"
+        ) from None
+
+
+class GeneratorState:
+    """A torch.Generator with the state_dict of a module or optimizer."""
+
+    def __init__(self, g):
+        self.g = g
+
+    def state_dict(self):
+        return {"state": self.g.get_state()}
+
+    def load_state_dict(self, state):
+        self.g.set_state(state["state"])
+
+
+def check_finite(losses, where, checkpoint):
+    """Raise NotFinite, naming the first such step and the last good checkpoint, unless all losses (kinds,
+    steps) are finite. where: epoch and learning rate, as text. checkpoint: its path."""
+    bad = (~losses.isfinite()).any(0)
+    if bad.any():
+        step = bad.int().argmax().item() + 1
+        raise NotFinite(
+            f"the loss is not finite at step {step} of {where}; last good checkpoint: {checkpoint}"
+        )
+
+
+def check_same_run(args, saved, may_differ):
+    """Raise BadInput unless the flags are those of the run to resume, those in may_differ apart."""
+    now = {name: value for name, value in vars(args).items() if name not in may_differ}
+    before = {name: value for name, value in saved.items() if name not in may_differ}
+    different = [
+        f"--{name} {now.get(name)} (there: {before.get(name)})"
+        for name in sorted(now.keys() | before.keys())
+        if now.get(name) != before.get(name)
+    ]
+    if different:
+        raise BadInput(
+            f"--resume names a run of another configuration: {', '.join(different)}; give the same flags"
+        )
