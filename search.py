@@ -35,7 +35,9 @@ from model_search import SUPERNETS, running_statistics_kept
 from neighborhood import AGGREGATE, PERTURB, neighbors, sample_shifts
 
 LAYERS = {"darts": 8, "nasbench201": 5}
-QUICK = dict(dataset="shapes", init_channels=4, layers=4, epochs=2, batch_size=32, learning_rate=0.1)
+QUICK = dict(
+    dataset="shapes", image_size=16, init_channels=4, layers=3, epochs=2, batch_size=128, learning_rate=0.1
+)
 
 
 def parse_args(argv=None):
@@ -318,6 +320,7 @@ def main(args):
         valid_loss, valid_accuracy = evaluate(
             model, images, labels, arch_half, args.batch_size, normalisation
         )
+        utils.check_finite_state(model, valid_loss, where, folder.file("checkpoint.pt"))
         arch = read_cell(space, model.mixture())
         chosen = operations(arch)
         rows.append(

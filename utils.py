@@ -8,6 +8,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import os
 import pickle
 import sys
@@ -438,6 +439,15 @@ def check_finite(losses, where, checkpoint):
         step = bad.int().argmax().item() + 1
         raise NotFinite(
             f"the loss is not finite at step {step} of {where}; last good checkpoint: {checkpoint}"
+        )
+
+
+def check_finite_state(model, loss, where, checkpoint):
+    """Raise NotFinite, as above, unless an evaluation's loss and every weight and statistic of the model are
+    finite: what is saved as good has to be."""
+    if not (math.isfinite(loss) and all(value.isfinite().all() for value in model.state_dict().values())):
+        raise NotFinite(
+            f"the loss or the weights are not finite after {where}; last good checkpoint: {checkpoint}"
         )
 
 

@@ -221,7 +221,7 @@ def test_hostile_text_is_refused_quickly(text):
 @pytest.mark.parametrize(
     "text,hint",
     [
-        ("DARTS_V3", "(DARTS_V2, DARTS_V1, ...)"),
+        ("DARTS_V3", "(as DARTS_V2, DARTS_V1)"),
         ("darts_v2", "DARTS_V2"),
         ("", "neither a name"),
         ("no\nsuch\0name", "neither a name"),
@@ -312,3 +312,17 @@ def test_random_architectures_are_uniform():
     for e in range(6):
         assert uniform([ops[e] for ops in cells], 5)
     assert uniform([(ops[0], ops[5]) for ops in cells], 25)
+
+
+@pytest.mark.parametrize("space", [[], {}, 3, "nas"])
+def test_json_of_an_unknown_space(space, tmp_path):
+    (tmp_path / "genotype.json").write_text(json.dumps({"space": space, "arch": ""}))
+    with pytest.raises(ValueError, match="known are darts, nasbench201"):
+        parse_architecture(str(tmp_path))
+
+
+def test_long_nasbench201_text_is_refused_quickly():
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="not a NAS-Bench-201 architecture"):
+        parse_architecture("|" + "a" * 200_000)
+    assert time.perf_counter() - started < 2

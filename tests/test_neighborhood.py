@@ -240,3 +240,16 @@ def test_sampled_mean_approaches_the_mean_over_the_ball(perturb):
         assert abs(error.mean()) < 4 * standard_error / 10
         errors.append(error.square().mean().sqrt() / standard_error)
     assert all(0.7 < error < 1.3 for error in errors)  # it shrinks as one over the square root of n
+
+
+@pytest.mark.parametrize("name", AGGREGATE)
+def test_no_aggregation_hides_a_nan(name):
+    assert AGGREGATE[name](torch.tensor([1.0, 2.0, float("nan")])).isnan()
+
+
+def test_radius_is_checked_everywhere():
+    for radius in (-1, 7):
+        for function in (ball_size, ball_shifts):
+            with pytest.raises(ValueError, match="between 0 and the number of edges, 6"):
+                function(6, 5, radius)
+    assert ball_shifts(3, 1, 1).tolist() == [[0, 0, 0]]  # one operation: the center is alone

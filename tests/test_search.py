@@ -105,9 +105,8 @@ def test_second_order_gradient_is_that_through_one_step(radius, weight_step, mom
         for name, w, buffer, gradient in zip(names, weights, buffers, gradients, strict=True)
     }
     logits = torch.func.functional_call(model, ahead, (x_arch, search.mixtures(model, shifts, args)))
-    losses = torch.stack(
-        [F.cross_entropy(a, b) for a, b in zip(logits.chunk(len(shifts)), y_arch.chunk(len(shifts)))]
-    )
+    pairs = zip(logits.chunk(len(shifts)), y_arch.chunk(len(shifts)), strict=True)
+    losses = torch.stack([F.cross_entropy(a, b) for a, b in pairs])
     (expected,) = torch.autograd.grad(losses.mean(), model.alpha)
     (first_order,) = torch.autograd.grad(search.neighborhood_loss(model, *valid, args), model.alpha)
     assert torch.allclose(loss, losses.mean(), rtol=1e-10)
@@ -219,6 +218,15 @@ def test_what_a_run_writes(tmp_path):
     assert json.loads((tmp_path / "run" / "args.json").read_text())["neighborhood"] == 1
 
 
+def test_first_step_that_is_not_finite_is_named():
+    losses = torch.tensor([[1.0, 2.0, float("inf")], [1.0, float("nan"), 3.0]])
+    utils.check_finite(losses[:, :1], "epoch 1", "checkpoint.pt")
+    with pytest.raises(
+        utils.NotFinite, match="not finite at step 2 of epoch 1; last good checkpoint: checkpoint.pt"
+    ):
+        utils.check_finite(losses, "epoch 1", "checkpoint.pt")
+
+
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     flags = [
         "--learning_rate",
@@ -235,7 +243,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     message = done.stderr.strip().splitlines()[-1]
-    assert "not finite at step" in message and "learning rate" in message
+    assert "not finite" in message and "epoch" in message and "learning rate" in message
     assert message.endswith(os.path.join("run", "checkpoint.pt"))
     checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
