@@ -49,9 +49,8 @@ def main(argv):
             took = step(model, args, g, weights)
             if i > 0:  # the first of each warms up
                 seconds[name].append(took)
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {steps} steps each"
-    )
+    threads = torch.get_num_threads()
+    print(f"{platform.machine()}, {threads} threads, torch {torch.__version__}, {steps} steps each")
     for name, values in seconds.items():
         print(f"{name:9} median {statistics.median(values):.3f} s, {min(values):.3f} to {max(values):.3f}")
     ratio = statistics.median(b / a for a, b in zip(*seconds.values(), strict=True))

@@ -14,7 +14,10 @@ import utils
 from genotypes import SPACES, parse_architecture
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = "--dataset shapes --image_size 8 --space nasbench201 --init_channels 2 --layers 1 --batch_size 496 --epochs 1"
+TINY = (
+    "--dataset shapes --image_size 8 --space nasbench201 --init_channels 2 --layers 1 "
+    "--batch_size 496 --epochs 1"
+)
 
 
 def refused(capsys, *flags):
