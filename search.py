@@ -197,9 +197,12 @@ def main(args):
     device = utils.device_of(args.device)
     checkpoint = utils.load_checkpoint(os.path.join(args.resume, "checkpoint.pt")) if args.resume else None
     if checkpoint:
-        utils.check_same_run(
-            args, checkpoint["args"], may_differ=("resume", "save", "device", "data", "epochs")
-        )
+        utils.check_same_run(args, checkpoint["args"], ("resume", "save", "device", "data", "epochs"))
+        done = checkpoint["epoch"]
+        if args.epochs < done:
+            raise utils.BadInput(
+                f"--epochs {args.epochs} is less than the {done} that {args.resume} has done"
+            )
     elif args.save and os.path.exists(os.path.join(args.save, "checkpoint.pt")):
         raise utils.BadInput(f"{args.save} holds a run already: give --resume {args.save}, or another --save")
     torch.manual_seed(args.seed)  # the supernet's first weights
@@ -264,12 +267,9 @@ def main(args):
         )
 
     steps = len(weight_batches)
-    center = torch.zeros(
-        1, model.alpha[..., 0].numel(), dtype=torch.long
-    )  # the shifts of the architecture itself
-    bar = tqdm(
-        total=args.epochs * steps, initial=start * steps, unit="step", disable=None, dynamic_ncols=True
-    )
+    # The architecture itself as shifts: none on any edge.
+    center = torch.zeros(1, model.alpha[..., 0].numel(), dtype=torch.long)
+    bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=None)
     for epoch in range(start + 1, args.epochs + 1):
         started = time.perf_counter()
         cosine = (1 + math.cos(math.pi * (epoch - 1) / args.epochs)) / 2
@@ -279,21 +279,20 @@ def main(args):
         for step in range(1, steps + 1):
             x, y = next(weight_batches)
             x_arch, y_arch = next(arch_batches)
-            weight_shifts = (
-                draw_shifts(model, args, neighbor_g) if args.weight_step == "neighbors" else center
-            )
+            weight_shifts = center
+            if args.weight_step == "neighbors":
+                weight_shifts = draw_shifts(model, args, neighbor_g)
             shifts = draw_shifts(model, args, neighbor_g)
 
             # Architecture step: the loss over the neighborhood, on images that the weights do not train on.
             with running_statistics_kept(model):
                 if args.unrolled:
                     train, valid = (x, y, weight_shifts), (x_arch, y_arch, shifts)
-                    arch_loss, model.alpha.grad = unrolled_gradient(
-                        model, weight_optimizer, train, valid, args
-                    )
+                    arch_loss, gradient = unrolled_gradient(model, weight_optimizer, train, valid, args)
                 else:
                     arch_loss = neighborhood_loss(model, x_arch, y_arch, shifts, args)
-                    model.alpha.grad = torch.autograd.grad(arch_loss, model.alpha)[0]
+                    (gradient,) = torch.autograd.grad(arch_loss, model.alpha)
+            model.alpha.grad = gradient
             arch_optimizer.step()
 
             # Weight step: at the center, or on neighbors, each with its share of the batch.
@@ -308,18 +307,16 @@ def main(args):
             weight_losses.append(weight_loss.detach())
             correct += (logits.argmax(1) == y).sum()
             bar.update()
-            if (
-                step % args.report_freq == 0 or step == steps
-            ):  # a look at the loss makes a GPU wait: not each step
+            if step % args.report_freq == 0 or step == steps:
+                # Not each step, since a look at the loss makes a GPU wait.
                 where = f"epoch {epoch}, learning rate {learning_rate:.3g}"
                 losses = torch.stack([torch.stack(weight_losses), torch.stack(arch_losses)])
                 utils.check_finite(losses, where, folder.file("checkpoint.pt"))
                 bar.set_postfix(weight_loss=f"{weight_losses[-1]:.3f}", arch_loss=f"{arch_losses[-1]:.3f}")
 
         # The architecture half at the center, the cell so far, a checkpoint
-        valid_loss, valid_accuracy = evaluate(
-            model, images, labels, arch_half, args.batch_size, normalisation
-        )
+        arch_set = (images, labels, arch_half)
+        valid_loss, valid_accuracy = evaluate(model, *arch_set, args.batch_size, normalisation)
         utils.check_finite_state(model, valid_loss, where, folder.file("checkpoint.pt"))
         arch = read_cell(space, model.mixture())
         chosen = operations(arch)

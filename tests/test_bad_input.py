@@ -110,6 +110,14 @@ def test_resume_of_another_configuration(capsys, run):
     assert before == {name: (run / name).read_bytes() for name in os.listdir(run)}
 
 
+def test_resume_with_fewer_epochs_than_done(capsys, tmp_path):
+    flags = ["--device", "cpu"]
+    search.main(search.parse_args([*TINY.split(), *flags, "--epochs", "2", "--save", str(tmp_path / "run")]))
+    capsys.readouterr()
+    error = refused(capsys, *TINY.split(), *flags, "--resume", tmp_path / "run")
+    assert "--epochs 1 is less than the 2 that" in error
+
+
 def damage_cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -221,7 +221,7 @@ def test_hostile_text_is_refused_quickly(text):
 @pytest.mark.parametrize(
     "text,hint",
     [
-        ("DARTS_V3", "(as DARTS_V2, DARTS_V1)"),
+        ("DARTS_V3", "(as DARTS_V2, DARTS_V1, NA_DARTS)"),
         ("darts_v2", "DARTS_V2"),
         ("", "neither a name"),
         ("no\nsuch\0name", "neither a name"),
