@@ -386,7 +386,7 @@ def load_checkpoint(path, device="cpu"):
     damaged."""
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"there is no checkpoint {path}: --resume takes a folder that a run wrote") from None
     except (
         OSError,
