@@ -18,6 +18,7 @@ import difflib
 import json
 import os
 import re
+import sys
 from collections import namedtuple
 
 import torch
@@ -391,3 +392,13 @@ def _read_json(path):
         return _parse_nasbench201(str(arch))
     except ValueError as error:
         raise ValueError(f"{_short(path, 200)}: {error}") from None
+
+
+if __name__ == "__main__":  # python genotypes.py ARCH [SPACE]: check an architecture and print it
+    try:
+        if not 2 <= len(sys.argv) <= 3 or sys.argv[2:] and sys.argv[2] not in SPACES:
+            raise ValueError(f"usage: genotypes.py ARCH [{' | '.join(SPACES)}]")
+        print(format_architecture(parse_architecture(sys.argv[1], *(SPACES[name] for name in sys.argv[2:]))))
+    except ValueError as error:
+        print(f"genotypes.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -160,3 +160,26 @@ def test_as_a_real_process(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 2 and done.stdout == "" and os.listdir(tmp_path) == []
     assert done.stderr.startswith("search.py: error: there is no checkpoint") and done.stderr.count("\n") == 1
+
+
+BAD_GENOTYPES = [
+    ([], "usage: genotypes.py ARCH"),
+    (["DARTS_V2", "nasbench201"], "'DARTS_V2' is an architecture of the space darts, not of nasbench201"),
+    (["genotype.json", "darts"], "an architecture of the space nasbench201, not of darts"),
+    (["DARTS_V3"], "DARTS_V2"),
+    (["|nor_conv3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"], "did you mean nor_conv_3x3"),
+]
+
+
+@pytest.mark.parametrize("words,message", BAD_GENOTYPES, ids=[str(i) for i in range(len(BAD_GENOTYPES))])
+def test_genotypes_as_a_real_process(run, words, message):
+    command = [sys.executable, os.path.join(ROOT, "genotypes.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=run, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_genotypes_prints_what_a_search_found(run):
+    command = [sys.executable, os.path.join(ROOT, "genotypes.py"), str(run), "nasbench201"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and parse_architecture(done.stdout) == parse_architecture(str(run))
