@@ -80,7 +80,7 @@ def parse_args(argv=None):
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
     add("--report_freq", type=int, default=50, help="steps between looks at the loss")
     add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
-    add("--resume", help="go on with the run in this folder; the other flags stay as they were")
+    add("--resume", help="go on with the run in this folder; give the same flags as before")
     add("--quick", action="store_true",
         help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
     # fmt: on
@@ -109,6 +109,8 @@ def check_args(parser, args):
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name} {value} is out of range: it lies between {low} and {high}")
+    if args.resume and args.save not in (None, args.resume):
+        parser.error("--resume goes on in its own folder: leave --save out")
     cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"
     if args.neighborhood and cut and args.batch_size % args.neighbors:
         parser.error(
@@ -216,6 +218,11 @@ def main(args):
             f"{len(images)} training images give halves of {len(weight_half)} and {len(arch_half)}, which do "
             f"not fill a batch of {args.batch_size}: choose a smaller --batch_size"
         )
+    for label, name in enumerate(classes):
+        if not all((labels[half] == label).any() for half in (weight_half, arch_half)):
+            raise utils.BadInput(
+                f"the class {name} has too few images for one in each half: add some or drop it"
+            )
     images, labels = images.to(device), labels.to(device)
     normalisation = dict(mean=mean, std=std)
     pad = images.shape[1] // 8  # 4 pixels at 32 x 32, as DARTS has it

@@ -14,6 +14,7 @@ import pickle
 import sys
 import time
 import zipfile
+import zlib
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,9 @@ def run(main, args):
     except (BadInput, NotFinite, KeyboardInterrupt) as error:
         print(f"{os.path.basename(sys.argv[0])}: error: {error or 'interrupted'}", file=sys.stderr)
         sys.exit(getattr(error, "status", 130))
+    except OSError as error:  # a full disk, say: what is in the run folder stays
+        print(f"{os.path.basename(sys.argv[0])}: error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def device_of(name):
@@ -144,7 +148,7 @@ def _load_folder(root, image_size):
     for i in tqdm(range(len(data)), desc=f"reading {root}", disable=None, leave=False):
         try:
             images[i] = v2.functional.pil_to_tensor(data[i][0]).permute(1, 2, 0)
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # each image format has errors of its own
             raise BadInput(
                 f"{data.samples[i][0]} is not an image that can be read: {_one_line(error)}"
             ) from None
@@ -281,6 +285,7 @@ class Batches:
         self.g, self.augmentation = g, augmentation
         self.order = torch.empty(0, dtype=torch.long)
         self.place = 0
+        self.checksum = zlib.crc32(labels.cpu().numpy(), zlib.crc32(images.cpu().numpy()))
 
     def __len__(self):
         """Batches in a round."""
@@ -298,9 +303,12 @@ class Batches:
         return x, self.labels[chosen.to(self.labels.device)]
 
     def state_dict(self):
-        return {"order": self.order, "place": self.place, "generator": self.g.get_state()}
+        generator = self.g.get_state()
+        return {"order": self.order, "place": self.place, "generator": generator, "checksum": self.checksum}
 
     def load_state_dict(self, state):
+        if state["checksum"] != self.checksum:
+            raise ValueError("its images are not those of --data")
         self.order, self.place = state["order"], state["place"]
         self.g.set_state(state["generator"])
 
@@ -385,23 +393,21 @@ def load_checkpoint(path, device="cpu"):
     """A checkpoint file as a dict. Only tensors and plain data are admitted. Raises BadInput where it is
     damaged."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("its contents do not match their checksums")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"there is no checkpoint {path}: --resume takes a folder that a run wrote") from None
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # what reading arbitrary bytes can raise is not a closed list
         raise BadInput(
             f"the checkpoint {path} is damaged or not a checkpoint ({_one_line(error)[:80]}): "
             "start the run anew"
         ) from None
-    if not isinstance(checkpoint, dict) or not {"args", "epoch", "rows"} <= set(checkpoint):
+    kinds = {"args": dict, "epoch": int, "rows": list}
+    if not isinstance(checkpoint, dict) or any(
+        not isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()
+    ):
         raise BadInput(f"{path} is not a checkpoint of these scripts")
     return checkpoint
 
@@ -412,7 +418,7 @@ def restore(parts, checkpoint):
     try:
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
         raise BadInput(
             f"the checkpoint does not fit this run ({_one_line(error)}): start the run anew"
         ) from None

@@ -53,6 +53,7 @@ FLAGS = [
     ("--image_size 4", "--image_size 4 is out of range"),
     ("--seed -1", "--seed -1 is out of range"),
     ("--neighborhod 1", "unrecognized arguments: --neighborhod 1"),
+    ("--resume one --save two", "leave --save out"),
     ("--device tpu9", "--device tpu9 is not to be had"),
 ]
 
@@ -118,11 +119,49 @@ def test_resume_with_fewer_epochs_than_done(capsys, tmp_path):
     assert "--epochs 1 is less than the 2 that" in error
 
 
+def test_resume_on_other_images(capsys, tmp_path):
+    from PIL import Image
+
+    for data, shade in (("one", 10), ("two", 90)):
+        for name in ("cat", "dog"):
+            os.makedirs(tmp_path / data / "train" / name)
+            for k in range(6):
+                Image.new("RGB", (8, 8), (shade + k, 0, 0)).save(
+                    tmp_path / data / "train" / name / f"{k}.png"
+                )
+    flags = "--dataset folder --image_size 8 --space nasbench201 --init_channels 2 --layers 1 --epochs 1"
+    flags = [*flags.split(), "--batch_size", "4", "--neighbors", "2", "--data", str(tmp_path / "one")]
+    search.main(search.parse_args([*flags, "--save", str(tmp_path / "run")]))
+    capsys.readouterr()
+    flags[-1] = str(tmp_path / "two")
+    assert "its images are not those of --data" in refused(capsys, *flags, "--resume", tmp_path / "run")
+    os.remove(tmp_path / "two" / "train" / "cat" / "0.png")
+    for k in range(1, 5):
+        os.remove(tmp_path / "two" / "train" / "cat" / f"{k}.png")
+    assert "the class cat has too few images" in refused(capsys, *flags, "--batch_size", 3, "--neighbors", 3)
+
+
+def test_a_log_that_cannot_be_written(capsys, tmp_path):
+    os.makedirs(tmp_path / "run" / "log.txt")
+    assert "log.txt" in refused(capsys, *TINY.split(), "--save", tmp_path / "run")
+
+
 def damage_cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def damage_bit(path):
+    """One bit of alpha, which torch.load takes without a word."""
+    data = bytearray(path.read_bytes())
+    alpha = torch.load(path, weights_only=True)["model"]["alpha"].numpy().tobytes()
+    data[data.index(alpha) + 1] ^= 4
+    path.write_bytes(data)
+
+
 DAMAGE = {
+    "one bit": damage_bit,
+    "old pickle": lambda path: path.write_text(".hello world"),
+    "parts of other kinds": lambda path: torch.save({"args": [], "epoch": 1, "rows": []}, path),
     "empty": lambda path: path.write_bytes(b""),
     "cut": damage_cut,
     "noise": lambda path: path.write_bytes(bytes(range(256)) * 40),
