@@ -16,10 +16,12 @@ NA-DARTS costs what DARTS costs.
 A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json. The same command with
 `--resume FOLDER` goes on from the last epoch, to the same result bit for bit on a CPU.
 
-Deviations from the original DARTS code: batches are always full; the architecture half is evaluated without
-augmentation; random crops are padded by an eighth of the side, which is DARTS's 4 pixels at 32 x 32; the
-architecture step leaves the running statistics of batch norm alone, which only evaluation reads; and the
-second-order step does not scale the optimizer's momentum in passing.
+Deviations from the original DARTS code: the halves hold the same number of images of each class; images are
+normalised by the mean and deviation of the training set at hand; batches are always full, and those of the
+architecture step come from one iterator that cycles; the architecture half is evaluated without augmentation;
+random crops are padded by an eighth of the side, which is DARTS's 4 pixels at 32 x 32; the architecture step
+leaves the running statistics of batch norm alone, which only evaluation reads; and the second-order step does
+not scale the optimizer's momentum in passing.
 """
 
 import math

@@ -322,11 +322,16 @@ def write_file(path, data):
     """Write a text or bytes file beside `path` and rename it over, so that a kill leaves the old one or the
     new one."""
     temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:  # a full disk: leave the old file and nothing else
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
 
 
 class RunFolder:

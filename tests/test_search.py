@@ -183,6 +183,26 @@ def test_resumed_search_equals_an_uninterrupted_one(tmp_path, flags):
     )
 
 
+def test_which_mixture_trains_the_weights(tmp_path):
+    """With alpha at rest, the architecture step leaves the weights and running statistics alone, and the
+    weight step depends on the neighbors only where it is told to."""
+    still = ["--arch_learning_rate", 0, "--epochs", 1]
+    models = {}
+    for name, flags in {
+        "darts": ["--neighborhood", 0],
+        "darts, neighbors": ["--neighborhood", 0, "--weight_step", "neighbors"],
+        "center": ["--neighborhood", 2],
+        "second order": ["--neighborhood", 2, "--unrolled"],
+        "neighbors": ["--neighborhood", 2, "--weight_step", "neighbors"],
+        "cutout": ["--neighborhood", 2, "--cutout", "--cutout_length", 4],
+    }.items():
+        models[name] = run_search(tmp_path / name, *still, *flags)[0]["model"]
+    for name in ("darts, neighbors", "center", "second order"):
+        assert same(models["darts"], models[name]), name
+    for name in ("neighbors", "cutout"):
+        assert not same(models["darts"], models[name]), name
+
+
 def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch):
     """A run of 3 epochs that dies in the third, and is resumed with its own command, equals an undisturbed
     one."""

@@ -169,6 +169,17 @@ def test_files_are_replaced_whole(tmp_path):
     assert path.read_text() == "two" and os.listdir(tmp_path) == ["file"]
 
 
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    utils.write_file(tmp_path / "file", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        utils.write_file(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
 def test_run_folders_are_new_each_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = utils.new_run_path("search", "darts")
