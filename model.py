@@ -1,15 +1,25 @@
-"""The operations of both search spaces.
+"""The operations of both search spaces, and the networks built from a fixed cell.
 
 `OPS[name](C, stride, affine)` builds an operation that keeps C channels; `affine` says whether its batch
 norms learn a scale and shift (fixed networks: yes; supernets: no, since the mixture weights already scale).
-Inputs and outputs are (B, C, H, W); stride 2 halves H and W, rounding up, so odd sizes work. What an
-operation computes is that of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang; ICLR
-2020).
+Inputs and outputs are (B, C, H, W); stride 2 halves H and W, rounding up, so odd sizes work.
+
+`NETWORKS[name](C, classes, layers, auxiliary, arch)` builds a network. `network(x, drop_path)` runs images x
+of shape (B, 3, H, W) and returns (logits, auxiliary logits), each (B, classes); the latter are None in
+evaluation mode and without an auxiliary head. drop_path is the probability, a fraction, with which an
+operation's output is dropped for an image in training mode.
+
+Operations and networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang;
+ICLR 2020); parameters and multiply-accumulates are the same as there.
 """
+
+import copy
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from genotypes import SPACES, operations
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -70,7 +80,8 @@ class DilatedDepthwise(nn.Conv2d):
 
     Pixels whose row and column have the same parity only ever meet each other, so with stride 1 it is the
     ordinary convolution on four half-size pictures, and with stride 2 that on the first of them alone. The
-    same sums, but the backward pass of a dilated depthwise convolution is several times slower on a CPU.
+    same sums, but the backward pass of a dilated depthwise convolution is several times slower on a CPU. With
+    stride 1 and a side of odd length it is computed as it stands.
     """
 
     def __init__(self, C, k, stride):
@@ -81,28 +92,35 @@ class DilatedDepthwise(nn.Conv2d):
         if self.stride[0] == 2:
             return F.conv2d(x[:, :, ::2, ::2], self.weight, padding=half, groups=self.groups)
         B, C, H, W = x.shape
-        h, w = (H + 1) // 2, (W + 1) // 2
-        x = F.pad(x, (0, 2 * w - W, 0, 2 * h - H)).permute(0, 2, 3, 1).view(B, h, 2, w, 2, C)
+        if H % 2 or W % 2:
+            return super().forward(x)
+        h, w = H // 2, W // 2
+        x = x.permute(0, 2, 3, 1).reshape(B, h, 2, w, 2, C)
         x = x.permute(2, 4, 0, 1, 3, 5).reshape(4 * B, h, w, C)  # the four phases, as one batch
         x = F.conv2d(x.permute(0, 3, 1, 2), self.weight, padding=half, groups=self.groups)
-        x = x.permute(0, 2, 3, 1).view(2, 2, B, h, w, C).permute(2, 3, 0, 4, 1, 5).reshape(B, 2 * h, 2 * w, C)
-        return x[:, :H, :W].permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 3, 1).view(2, 2, B, h, w, C).permute(2, 3, 0, 4, 1, 5).reshape(B, H, W, C)
+        return x.permute(0, 3, 1, 2)
 
 
 class HalvingConv(nn.Module):
     """Two 1 x 1 convolutions of stride 2, the second one pixel further on, each with half of the output
-    channels."""
+    channels.
+
+    They are computed without a stride on every other pixel: the same, faster, and the backward pass of a 1 x
+    1 convolution with stride 2 writes outside its memory on a CPU where channels-last input has fewer than 8
+    channels (torch 2.14).
+    """
 
     def __init__(self, C_in, C_out):
         super().__init__()
-        self.even = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(C_in, C_out - C_out // 2, 1, stride=2, bias=False)
+        self.even = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
+        self.odd = nn.Conv2d(C_in, C_out - C_out // 2, 1, bias=False)
 
     def forward(self, x):
-        shifted = x[:, :, 1:, 1:]
-        if x.shape[2] % 2 or x.shape[3] % 2:  # the last odd row or column lies outside: zeros
-            shifted = F.pad(shifted, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        return torch.cat([self.even(x), self.odd(shifted)], dim=1)
+        even, odd = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
+        if even.shape != odd.shape:  # the last odd row or column lies outside: zeros
+            odd = F.pad(odd, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        return torch.cat([self.even(even), self.odd(odd)], dim=1)
 
 
 class Zero(nn.Module):
@@ -190,3 +208,188 @@ class ResidualBlock(nn.Module):
     def forward(self, x, groups=1):
         y = self.conv_a.body(F.relu(x), groups)
         return self.conv_b.body(F.relu(y), groups) + self.shortcut(x)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Networks from a fixed cell
+# ------------------------------------------------------------------------------------------------------------
+
+
+def drop_path(x, probability):
+    """x (B, C, H, W) with each image's part set to zero with this probability, the others scaled up to keep
+    the expectation (scheduled drop path; Larsson et al. 2017, Zoph et al. 2018)."""
+    kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= probability
+    return x * (kept.to(x.dtype) / (1 - probability))
+
+
+class Cell(nn.Module):
+    """A cell of the DARTS space as a genotype has it: each node adds up two operations on earlier nodes."""
+
+    def __init__(self, genotype, C_prev_prev, C_prev, C, reduction, reduction_prev):
+        super().__init__()
+        pairs, self.concat = genotype[2:] if reduction else genotype[:2]
+        before = factorized_reduce if reduction_prev else relu_conv_bn
+        self.preprocess0 = before(C_prev_prev, C, affine=True)
+        self.preprocess1 = relu_conv_bn(C_prev, C, affine=True)
+        self.sources = [source for _, source in pairs]
+        self.ops = nn.ModuleList(
+            OPS[op](C, 2 if reduction and source < 2 else 1, affine=True) for op, source in pairs
+        )
+
+    def forward(self, s0, s1, p):
+        nodes = [self.preprocess0(s0), self.preprocess1(s1)]
+        terms = []
+        for op, source in zip(self.ops, self.sources, strict=True):
+            term = op(nodes[source])
+            if self.training and p > 0 and not isinstance(op, nn.Identity):
+                term = drop_path(term, p)
+            terms.append(term)
+            if len(terms) == 2:
+                nodes.append(terms[0] + terms[1])
+                terms = []
+        return torch.cat([nodes[i] for i in self.concat], dim=1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A small classifier on the features at 2/3 of the depth, whose loss helps to train what lies before.
+
+    last_norm: whether its last convolution has a batch norm; DARTS's ImageNet network has none there.
+    """
+
+    def __init__(self, C, classes, last_norm):
+        super().__init__()
+        self.conv1 = nn.Conv2d(C, 128, 1, bias=False)
+        self.norm1 = BatchNorm(128)
+        self.conv2 = nn.Conv2d(128, 768, 2, bias=False)
+        self.norm2 = BatchNorm(768) if last_norm else nn.Identity()
+        self.classifier = nn.Linear(768, classes)
+
+    def forward(self, x):
+        # Two windows a side, of 5/8 of its length: DARTS's 5 x 5 with stride 3 on 8 x 8 features and with
+        # stride 2 on the 7 x 7 of ImageNet, and the like at any other size from 2 x 2.
+        windows = [min(-(-5 * side // 8), side - 1) for side in x.shape[2:]]
+        strides = [side - window for side, window in zip(x.shape[2:], windows, strict=True)]
+        x = F.relu(self.norm1(self.conv1(F.avg_pool2d(F.relu(x), windows, strides))))
+        return self.classifier(F.relu(self.norm2(self.conv2(x))).flatten(1))
+
+
+class CellNetwork(nn.Module):
+    """The body that DARTS's networks share: cells, of which those at 1/3 and 2/3 of the depth reduce.
+
+    stems: two modules that make the inputs of the first cell, the second from the first; None for the same
+    again. C_stem: their channels. Subclasses give these.
+    """
+
+    def __init__(self, stems, C_stem, C, classes, layers, auxiliary, genotype, reduction_prev, last_norm):
+        super().__init__()
+        self.stem0, self.stem1 = stems
+        self.cells = nn.ModuleList()
+        C_prev_prev = C_prev = C_stem
+        self.auxiliary_at = 2 * layers // 3
+        self.auxiliary = None
+        for layer in range(layers):
+            reduction = layer in (layers // 3, 2 * layers // 3)
+            C = 2 * C if reduction else C
+            cell = Cell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
+            self.cells.append(cell)
+            reduction_prev = reduction
+            C_prev_prev, C_prev = C_prev, len(cell.concat) * C
+            if layer == self.auxiliary_at and auxiliary:
+                self.auxiliary = AuxiliaryHead(C_prev, classes, last_norm)
+        self.classifier = nn.Linear(C_prev, classes)
+
+    def forward(self, x, drop_path=0.0):
+        s0 = self.stem0(x.contiguous(memory_format=torch.channels_last))
+        s1 = s0 if self.stem1 is None else self.stem1(s0)
+        logits = None
+        for layer, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, drop_path)
+            if layer == self.auxiliary_at and self.auxiliary is not None and self.training:
+                logits = self.auxiliary(s1)
+        return self.classifier(s1.mean((2, 3))), logits
+
+
+class NetworkCIFAR(CellNetwork):
+    """DARTS's network for small images, which it halves twice.
+
+    C: initial channels. classes: outputs. layers: cells. auxiliary: whether it has an auxiliary head.
+    genotype: a Genotype.
+    """
+
+    def __init__(self, C, classes, layers, auxiliary, genotype):
+        stem = nn.Sequential(nn.Conv2d(3, 3 * C, 3, padding=1, bias=False), BatchNorm(3 * C))
+        super().__init__((stem, None), 3 * C, C, classes, layers, auxiliary, genotype, False, last_norm=True)
+
+
+class NetworkImageNet(CellNetwork):
+    """DARTS's network for ImageNet, which halves images five times. Arguments as those of NetworkCIFAR."""
+
+    def __init__(self, C, classes, layers, auxiliary, genotype):
+        stem0 = nn.Sequential(
+            nn.Conv2d(3, C // 2, 3, stride=2, padding=1, bias=False),
+            BatchNorm(C // 2),
+            nn.ReLU(),
+            nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
+            BatchNorm(C),
+        )
+        stem1 = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False), BatchNorm(C))
+        super().__init__((stem0, stem1), C, C, classes, layers, auxiliary, genotype, True, last_norm=False)
+
+
+class NasBench201Cell(nn.Module):
+    """The cell of a NAS-Bench-201 architecture: each node adds up an operation on every earlier node."""
+
+    def __init__(self, C, arch):
+        super().__init__()
+        self.edges = SPACES["nasbench201"].edges
+        self.ops = nn.ModuleList(OPS[op](C, 1, affine=True) for op in operations(arch))
+
+    def forward(self, x):
+        nodes = {0: x}
+        for op, (source, target) in zip(self.ops, self.edges, strict=True):
+            if not isinstance(op, Zero):
+                term = op(nodes[source] if source in nodes else torch.zeros_like(x))
+                nodes[target] = nodes[target] + term if target in nodes else term
+        return nodes[3] if 3 in nodes else torch.zeros_like(x)
+
+
+class NetworkNasBench201(nn.Module):
+    """The network of NAS-Bench-201: three stages of cells.
+
+    C: channels of the first stage. classes: outputs. layers: cells a stage. arch: the architecture string.
+    It has neither an auxiliary head nor drop path: auxiliary has to be False, and drop_path is not used.
+    """
+
+    def __init__(self, C, classes, layers, auxiliary, arch):
+        super().__init__()
+        if auxiliary:
+            raise ValueError("the NAS-Bench-201 network has no auxiliary head")
+        self.stem = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), BatchNorm(C))
+        self.blocks = nn.Sequential()
+        for stage in range(3):
+            if stage > 0:
+                self.blocks.append(ResidualBlock(C, 2 * C))
+                C = 2 * C
+            self.blocks.extend([NasBench201Cell(C, arch) for _ in range(layers)])
+        self.last_norm = BatchNorm(C)
+        self.classifier = nn.Linear(C, classes)
+
+    def forward(self, x, drop_path=0.0):
+        x = self.blocks(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        return self.classifier(F.relu(self.last_norm(x)).mean((2, 3))), None
+
+
+NETWORKS = {"cifar": NetworkCIFAR, "imagenet": NetworkImageNet, "nasbench201": NetworkNasBench201}
+
+
+def count_macs(network, image_size):
+    """Multiply-accumulates of convolutions and linear layers for one square image of this side, in evaluation
+    mode: auxiliary heads do not count. Biases count in the NAS-Bench-201 network alone, as in its published
+    figures."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shapes = copy.deepcopy(network).to("meta").eval()  # on the meta device nothing is computed
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shapes(torch.empty(1, 3, image_size, image_size, device="meta"))
+    bias = network.classifier.out_features if isinstance(network, NetworkNasBench201) else 0
+    return counter.get_total_flops() // 2 + bias

@@ -63,10 +63,10 @@ def parse_args(argv=None):
     # The data
     add("--dataset", choices=utils.DATASETS, default="cifar10", help="shapes is synthetic and needs no files")
     add("--data", default="data", help="where the data set lies, or is downloaded to")
-    add("--image_size", type=int, help="side of the images (default: 32, whatever they are)")
+    add("--image_size", type=int, default=32, help="side of the images")
     add("--train_portion", type=float, default=0.5, help="part of the training set that trains the weights")
     add("--cutout", action="store_true", help="augment with cutout")
-    add("--cutout_length", type=int, default=16, help="side of the cutout, pixels")
+    add("--cutout_length", type=int, help="side of the cutout, pixels (default: half that of the image)")
     # Optimisation
     add("--epochs", type=int, default=50, help="epochs")
     add("--batch_size", type=int, default=64, help="batch size")
@@ -91,6 +91,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.layers is None:
         args.layers = LAYERS[args.space]
+    if args.cutout_length is None:
+        args.cutout_length = max(1, args.image_size // 2)
     check_args(parser, args)
     return args
 
@@ -101,7 +103,8 @@ def check_args(parser, args):
     edges = len(space.cells) * len(space.edges)
     ranges = dict(
         neighborhood=(0, edges), neighbors=(1, 4096), init_channels=(1, 4096), image_size=(8, 1024),
-        layers=(3 if args.space == "darts" else 1, 1000), train_portion=(0.01, 0.99), cutout_length=(1, 1024),
+        layers=(3 if args.space == "darts" else 1, 1000), train_portion=(0.01, 0.99),
+        cutout_length=(1, args.image_size),
         epochs=(1, 100_000), batch_size=(1, 65_536), learning_rate=(1e-8, 100),
         learning_rate_min=(0, args.learning_rate), momentum=(0, 0.9999), weight_decay=(0, 1),
         grad_clip=(1e-8, 1e8), arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), seed=(0, 2**40),
@@ -202,12 +205,7 @@ def main(args):
     device = utils.device_of(args.device)
     checkpoint = utils.load_checkpoint(os.path.join(args.resume, "checkpoint.pt")) if args.resume else None
     if checkpoint:
-        utils.check_same_run(args, checkpoint["args"], ("resume", "save", "device", "data", "epochs"))
-        done = checkpoint["epoch"]
-        if args.epochs < done:
-            raise utils.BadInput(
-                f"--epochs {args.epochs} is less than the {done} that {args.resume} has done"
-            )
+        utils.check_same_run(args, checkpoint, ("resume", "save", "device", "data"))
     elif args.save and os.path.exists(os.path.join(args.save, "checkpoint.pt")):
         raise utils.BadInput(f"{args.save} holds a run already: give --resume {args.save}, or another --save")
     torch.manual_seed(args.seed)  # the supernet's first weights
@@ -263,11 +261,7 @@ def main(args):
         start, rows = checkpoint["epoch"], checkpoint["rows"]
     folder = utils.RunFolder(args.save, args)
     if checkpoint:
-        folder.write_metrics(rows)
-        folder.log(f"resumed after epoch {start} of {args.epochs}")
-        if args.epochs != checkpoint["args"]["epochs"]:
-            before = checkpoint["args"]["epochs"]
-            folder.log(f"--epochs was {before}: the learning rate follows the new number from here on")
+        folder.log_resumed(checkpoint, args)
     else:
         folder.save(parts, 0, rows, args)
         folder.log(
@@ -287,8 +281,7 @@ def main(args):
         weight_optimizer.param_groups[0]["lr"] = learning_rate
         weight_losses, arch_losses, correct = [], [], 0
         for step in range(1, steps + 1):
-            x, y = next(weight_batches)
-            x_arch, y_arch = next(arch_batches)
+            [(x, y)], [(x_arch, y_arch)] = next(weight_batches), next(arch_batches)
             weight_shifts = center
             if args.weight_step == "neighbors":
                 weight_shifts = draw_shifts(model, args, neighbor_g)

@@ -1,12 +1,14 @@
 """Data, run folders, checkpoints and other plumbing of the scripts.
 
 Small images live in memory (or on the GPU) as one uint8 tensor of shape (N, H, W, 3), and are augmented a
-whole batch at a time, without worker processes.
+whole batch at a time, without worker processes. Large ones are read from their files by worker processes.
+Both give the same batches whatever the number of processes that share the work.
 """
 
 import argparse
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -87,22 +89,22 @@ def generator(seed, stream):
 # Data
 # ------------------------------------------------------------------------------------------------------------
 
-DATASETS = ("cifar10", "cifar100", "folder", "shapes")
+DATASETS = ("cifar10", "cifar100", "folder", "shapes")  # those that are held in memory
 
 
 def load_images(dataset, root, image_size, train=True):
     """A set of small images in memory: images uint8 (N, S, S, 3), labels int64 (N,), class names.
 
-    dataset: one of DATASETS. root: where it lies, or is to be downloaded to. image_size: S, or None for the
-    images' own size (folder: 32). train: the training set; otherwise the test set (`val` of a folder).
-    Raises BadInput where the set is missing, empty, broken or cannot be downloaded.
+    dataset: one of DATASETS. root: where it lies, or is to be downloaded to. image_size: S. train: the
+    training set; otherwise the test set (`val` of a folder). Raises BadInput where the set is missing, empty,
+    broken or cannot be downloaded.
     """
     if dataset == "shapes":
-        return draw_shapes(5000 if train else 1000, image_size or 32, seed=0 if train else 1)
+        return draw_shapes(5000 if train else 1000, image_size, seed=0 if train else 1)
     if dataset == "folder":
-        return _load_folder(os.path.join(root, "train" if train else "val"), image_size or 32)
+        return _load_folder(os.path.join(root, "train" if train else "val"), image_size)
     images, labels, classes = _load_cifar(dataset, root, train)
-    if image_size not in (None, images.shape[1]):
+    if image_size != images.shape[1]:
         small = [_resized(images[i : i + 10_000], image_size) for i in range(0, len(images), 10_000)]
         images = torch.cat(small)
     return images, labels, classes
@@ -127,23 +129,11 @@ def _load_cifar(dataset, root, train):
 def _load_folder(root, image_size):
     """An image folder root/<class>/<image>. Images are resized by their shorter side and cropped to the
     center."""
-    from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
     from tqdm import tqdm
 
     fit = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)])
-    if not os.path.isdir(root):
-        raise BadInput(
-            f"there is no folder {root}: --data takes a folder with train/<class>/ and val/<class>/ in it"
-        )
-    try:
-        data = ImageFolder(root, transform=fit)
-    except (FileNotFoundError, OSError) as error:
-        raise BadInput(
-            f"no images in {root} ({_one_line(error)}): expected {root}/<class>/<image>.png or .jpg"
-        ) from None
-    if len(data.classes) < 2:
-        raise BadInput(f"{root} has one class, {data.classes[0]}: a classifier needs at least two")
+    data = image_folder(root, fit)
     images = torch.empty(len(data), image_size, image_size, 3, dtype=torch.uint8)
     for i in tqdm(range(len(data)), desc=f"reading {root}", disable=None, leave=False):
         try:
@@ -153,6 +143,35 @@ def _load_folder(root, image_size):
                 f"{data.samples[i][0]} is not an image that can be read: {_one_line(error)}"
             ) from None
     return images, torch.tensor(data.targets), data.classes
+
+
+def image_folder(root, transform):
+    """torchvision's ImageFolder, root/<class>/<image>. Raises BadInput where there are no two classes."""
+    from torchvision.datasets import ImageFolder
+
+    if not os.path.isdir(root):
+        raise BadInput(
+            f"there is no folder {root}: --data takes a folder with train/<class>/ and val/<class>/ in it"
+        )
+    try:
+        data = ImageFolder(root, transform=transform)
+    except (FileNotFoundError, OSError) as error:
+        raise BadInput(
+            f"no images in {root} ({_one_line(error)}): expected {root}/<class>/<image>.png or .jpg"
+        ) from None
+    if len(data.classes) < 2:
+        raise BadInput(f"{root} has one class, {data.classes[0]}: a classifier needs at least two")
+    return data
+
+
+def check_same_classes(train, test):
+    """Raise BadInput unless both parts of a data set have the same class names, and so the same labels."""
+    if train != test:
+        odd = sorted(set(train) ^ set(test))
+        raise BadInput(
+            f"the training and the test set have different classes ({', '.join(map(str, odd[:3]))}"
+            f"{', ...' if len(odd) > 3 else ''} in one of them alone): give both the same folders"
+        )
 
 
 def _resized(images, size):
@@ -245,17 +264,17 @@ def normalise(images, mean, std):
     return (images * scale - (mean / std).to(images.device)).permute(0, 3, 1, 2)
 
 
-def augment(images, index, g, mean, std, pad=4, cutout=0):
+def augment(images, index, draws, mean, std, pad=4, cutout=0):
     """A training batch: random crop after zero padding, random horizontal flip, normalisation, cutout.
 
-    images: uint8 (N, H, W, 3), of which `index` (B,) is taken. g: CPU generator. pad: pixels of padding.
-    cutout: side of the square that is set to zero after normalisation, around a random pixel and clipped at
-    the border (DeVries and Taylor 2017); 0 for none. Returns float (B, 3, H, W).
+    images: uint8 (N, H, W, 3), of which `index` (B,) is taken. draws: uniform numbers in [0, 1), (5, B): row
+    of the crop, flip, column of the crop, row and column of the cutout. pad: pixels of padding. cutout: side
+    of the square that is set to zero after normalisation, around a random pixel and clipped at the border
+    (DeVries and Taylor 2017); 0 for none. Returns float (B, 3, H, W).
     """
     device = images.device
     H, W = images.shape[1:3]
-    B = len(index)
-    draws = torch.rand(5, B, 1, generator=g).to(device)
+    draws = draws.to(device)[..., None]
     rows, columns = torch.arange(H, device=device), torch.arange(W, device=device)
     y = rows + (draws[0] * (2 * pad + 1)).long() - pad  # (B, H): the source row of each row
     x = torch.where(draws[1] < 0.5, W - 1 - columns, columns) + (draws[2] * (2 * pad + 1)).long() - pad
@@ -276,13 +295,15 @@ def augment(images, index, g, mean, std, pad=4, cutout=0):
 class Batches:
     """Endless augmented batches of the images that `index` names, each image once before any comes again.
 
-    A round's last images that do not fill a batch are left out of that round. Its state, the place in the
-    round included, goes into the checkpoint.
+    Each batch is a list of (x, y) pieces, one for each slice in `parts`: those that this process computes,
+    one after the other. Images and random numbers are drawn for the whole batch, so the batches do not depend
+    on how many processes share them. A round's last images that do not fill a batch are left out of that
+    round. The state, the place in the round included, goes into the checkpoint.
     """
 
-    def __init__(self, images, labels, index, batch_size, g, **augmentation):
+    def __init__(self, images, labels, index, batch_size, g, parts=(slice(None),), **augmentation):
         self.images, self.labels, self.index, self.batch_size = images, labels, index, batch_size
-        self.g, self.augmentation = g, augmentation
+        self.g, self.parts, self.augmentation = g, parts, augmentation
         self.order = torch.empty(0, dtype=torch.long)
         self.place = 0
         self.checksum = zlib.crc32(labels.cpu().numpy(), zlib.crc32(images.cpu().numpy()))
@@ -299,8 +320,14 @@ class Batches:
             self.order, self.place = torch.randperm(len(self.index), generator=self.g), 0
         chosen = self.index[self.order[self.place : self.place + self.batch_size]]
         self.place += self.batch_size
-        x = augment(self.images, chosen, self.g, **self.augmentation)
-        return x, self.labels[chosen.to(self.labels.device)]
+        draws = torch.rand(5, self.batch_size, generator=self.g)
+        return [
+            (
+                augment(self.images, chosen[part], draws[:, part], **self.augmentation),
+                self.labels[chosen[part].to(self.labels.device)],
+            )
+            for part in self.parts
+        ]
 
     def state_dict(self):
         generator = self.g.get_state()
@@ -311,6 +338,125 @@ class Batches:
             raise ValueError("its images are not those of --data")
         self.order, self.place = state["order"], state["place"]
         self.g.set_state(state["generator"])
+
+
+class InOrder:
+    """Batches (x, y) of the images that `index` names, in order and not augmented, for evaluation."""
+
+    def __init__(self, images, labels, index, batch_size, mean, std):
+        self.images, self.labels, self.parts = images, labels, index.to(images.device).split(batch_size)
+        self.normalisation = dict(mean=mean, std=std)
+
+    def __iter__(self):
+        for part in self.parts:
+            yield normalise(self.images[part], **self.normalisation), self.labels[part]
+
+
+class ImageFiles(torch.utils.data.Dataset):
+    """The images of a folder, read one at a time: item (index, seed) is (uint8 (3, S, S), label).
+
+    The transform draws from a generator with that seed, so that it does not matter which process reads what.
+    train: DARTS's ImageNet augmentation (crop of random size and shape, flip, colors); otherwise the center,
+    at 7/8 of the resized shorter side.
+    """
+
+    def __init__(self, root, image_size, train):
+        from torchvision.transforms import v2
+
+        if train:
+            steps = [
+                v2.RandomResizedCrop(image_size),
+                v2.RandomHorizontalFlip(),
+                v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2),
+            ]
+        else:
+            steps = [v2.Resize(round(image_size * 8 / 7)), v2.CenterCrop(image_size)]
+        self.data = image_folder(root, v2.Compose([*steps, v2.PILToTensor()]))
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, item):
+        index, seed = item
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            try:
+                return self.data[index]
+            except Exception as error:  # each image format has errors of its own
+                path = self.data.samples[index][0]
+                raise BadInput(f"{path} is not an image that can be read: {_one_line(error)}") from None
+
+
+def _read(loader, device, normalisation):
+    """Batches (x, y) of a DataLoader over ImageFiles, on the device and normalised."""
+    batches = iter(loader)
+    while True:
+        try:
+            x, y = next(batches)
+        except StopIteration:
+            return
+        except BadInput as error:  # a worker sends its whole traceback along: the last line is ours
+            raise BadInput(str(error).strip().splitlines()[-1].removeprefix("utils.BadInput: ")) from None
+        x = x.to(device, non_blocking=True).permute(0, 2, 3, 1)
+        yield normalise(x, **normalisation), y.to(device, non_blocking=True)
+
+
+class FileBatches:
+    """What Batches is, for images that worker processes read from their files: the same interface."""
+
+    def __init__(self, files, index, batch_size, g, parts, workers, device, mean, std):
+        self.files, self.index, self.batch_size, self.g, self.parts = files, index, batch_size, g, parts
+        self.device, self.normalisation, self.pieces = device, dict(mean=mean, std=std), iter(())
+        self.checksum = zlib.crc32(repr([os.path.basename(path) for path, _ in files.data.samples]).encode())
+        # The loader wants a generator of its own, or it would draw from the global one.
+        self.loader = torch.utils.data.DataLoader(
+            files, batch_sampler=self, num_workers=workers, pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0, generator=torch.Generator(),
+        )  # fmt: skip
+
+    def __len__(self):
+        """Batches in a round."""
+        return len(self.index) // self.batch_size
+
+    def __iter__(self):
+        """The loader's plan of a round: the items of each piece, (index, seed) an image."""
+        order = self.index[torch.randperm(len(self.index), generator=self.g)]
+        seeds = torch.randint(2**62, (len(order),), generator=self.g)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            for part in self.parts:
+                yield list(zip(order[batch][part].tolist(), seeds[batch][part].tolist(), strict=True))
+
+    def __next__(self):
+        pieces = list(itertools.islice(self.pieces, len(self.parts)))
+        if not pieces:
+            self.pieces = _read(self.loader, self.device, self.normalisation)
+            pieces = list(itertools.islice(self.pieces, len(self.parts)))
+        return pieces
+
+    def state_dict(self):
+        """Of the end of a round."""
+        return {"generator": self.g.get_state(), "checksum": self.checksum}
+
+    def load_state_dict(self, state):
+        if state["checksum"] != self.checksum:
+            raise ValueError("its images are not those of --data")
+        self.g.set_state(state["generator"])
+
+
+class FilesInOrder:
+    """What InOrder is, for images that worker processes read from their files."""
+
+    def __init__(self, files, index, batch_size, workers, device, mean, std):
+        self.device, self.normalisation = device, dict(mean=mean, std=std)
+        items = [(i, 0) for i in index.tolist()]
+        self.loader = torch.utils.data.DataLoader(
+            files, batch_size, sampler=items, num_workers=workers, pin_memory=device.type == "cuda",
+            generator=torch.Generator(),
+        )  # fmt: skip
+
+    def __iter__(self):
+        return _read(self.loader, self.device, self.normalisation)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -335,10 +481,15 @@ def write_file(path, data):
 
 
 class RunFolder:
-    """The folder of one run: args.json, log.txt, metrics.csv, checkpoint.pt, and what the script adds."""
+    """The folder of one run: args.json, log.txt, metrics.csv, checkpoint.pt, and what the script adds.
 
-    def __init__(self, path, args):
-        self.path = path
+    writes: False for a process that shares the run but leaves the writing to another.
+    """
+
+    def __init__(self, path, args, writes=True):
+        self.path, self.writes = path, writes
+        if not writes:
+            return
         try:
             os.makedirs(path, exist_ok=True)
             write_file(self.file("args.json"), json.dumps(vars(args), indent=2) + "\n")
@@ -352,6 +503,8 @@ class RunFolder:
 
     def log(self, text):
         """Print a line, above the progress bar if there is one, and add it to log.txt."""
+        if not self.writes:
+            return
         from tqdm import tqdm
 
         tqdm.write(text, file=sys.stdout)
@@ -364,19 +517,35 @@ class RunFolder:
         parts: name to anything with a state_dict. epoch: epochs done. rows: a dict of plain values for each
         of them.
         """
+        if not self.writes:
+            return
         state = {name: part.state_dict() for name, part in parts.items()}
         buffer = io.BytesIO()
         torch.save({**state, "epoch": epoch, "rows": rows, "args": vars(args)}, buffer)
         write_file(self.file("checkpoint.pt"), buffer.getvalue())
         self.write_metrics(rows)
 
+    def log_resumed(self, checkpoint, args):
+        """Bring metrics.csv to the checkpoint's epoch, and log where the run goes on."""
+        self.write_metrics(checkpoint["rows"])
+        self.log(f"resumed after epoch {checkpoint['epoch']} of {args.epochs}")
+        before = checkpoint["args"]["epochs"]
+        if args.epochs != before:
+            self.log(f"--epochs was {before}: the schedule follows the new number from here on")
+
+    def write_json(self, name, data):
+        if self.writes:
+            write_file(self.file(name), json.dumps(data, indent=2) + "\n")
+
     def write_genotype(self, arch):
         """genotype.json, which `--arch` of the training script takes."""
-        write_file(self.file("genotype.json"), json.dumps(to_json(arch), indent=2) + "\n")
+        self.write_json("genotype.json", to_json(arch))
 
     def write_metrics(self, rows):
         """metrics.csv, a line a row; it is made anew from the rows in the checkpoint, so no row is lost or
         doubled."""
+        if not self.writes:
+            return
         table = io.StringIO()
         if rows:
             writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
@@ -392,6 +561,28 @@ def new_run_path(script, what):
     while os.path.exists(path if count == 1 else f"{path}-{count}"):
         count += 1
     return path if count == 1 else f"{path}-{count}"
+
+
+def checkpoint_path(path):
+    """The checkpoint of a run folder, or the file itself."""
+    return os.path.join(path, "checkpoint.pt") if os.path.isdir(path) else path
+
+
+def saved_args(path):
+    """The flags of a run, as a dict: from a run folder's args.json, or from a checkpoint file."""
+    try:
+        if os.path.isdir(path):
+            with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
+                saved = json.load(file)
+        else:
+            saved = load_checkpoint(path)["args"]
+        return {name: saved[name] for name in saved if name not in ("resume", "save", "eval")}
+    except FileNotFoundError:
+        raise BadInput(f"{path} is not a run folder: there is no args.json in it") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(
+            f"{path}/args.json cannot be read ({_one_line(error)[:80]}): put back what the run wrote"
+        ) from None
 
 
 def load_checkpoint(path, device="cpu"):
@@ -429,6 +620,17 @@ def restore(parts, checkpoint):
         ) from None
 
 
+class State(dict):
+    """Plain values with the state_dict of a module or optimizer."""
+
+    def state_dict(self):
+        return dict(self)
+
+    def load_state_dict(self, state):
+        self.clear()
+        self.update(state)
+
+
 class GeneratorState:
     """A torch.Generator with the state_dict of a module or optimizer."""
 
@@ -462,8 +664,14 @@ def check_finite_state(model, loss, where, checkpoint):
         )
 
 
-def check_same_run(args, saved, may_differ):
-    """Raise BadInput unless the flags are those of the run to resume, those in may_differ apart."""
+def check_same_run(args, checkpoint, may_differ):
+    """Raise BadInput unless the flags are those of the run to resume, those in may_differ apart, and --epochs
+    is no less than what it has done."""
+    saved, may_differ = checkpoint["args"], (*may_differ, "epochs")
+    if args.epochs < checkpoint["epoch"]:
+        raise BadInput(
+            f"--epochs {args.epochs} is less than the {checkpoint['epoch']} that {args.resume} has done"
+        )
     now = {name: value for name, value in vars(args).items() if name not in may_differ}
     before = {name: value for name, value in saved.items() if name not in may_differ}
     different = [

@@ -23,7 +23,7 @@ from model_search import SUPERNETS, running_statistics_kept
 
 def step(model, args, g, weights):
     """One search step without its optimizers, which are the same for both: seconds."""
-    size = args.image_size or 32
+    size = args.image_size
     batches = [
         (torch.randn(args.batch_size, 3, size, size), torch.randint(10, (args.batch_size,))) for _ in range(2)
     ]

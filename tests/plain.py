@@ -1,5 +1,5 @@
 """Slow, obvious references that the fast code must match: supernets that compute every operation of every
-edge alone.
+edge alone, and the networks of fixed cells in plain modules.
 
 Written as the original DARTS and NAS-Bench-201 code has it: one module an operation, one sum an edge.
 Parameters stand in the same order as in model_search.py, so `copy_weights` can fill one supernet from the
@@ -76,6 +76,13 @@ def operation(name, C, stride, affine=False):
     k = int(name[-1])
     if name.startswith("nor_conv"):
         return relu_conv_bn(C, C, k, stride, affine)
+    if name == "conv_7x1_1x7":
+        return nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(C, C, (1, 7), (1, stride), (0, 3), bias=False),
+            nn.Conv2d(C, C, (7, 1), (stride, 1), (3, 0), bias=False),
+            nn.BatchNorm2d(C, affine=affine),
+        )
     return {"sep": sep_conv, "dil": dil_conv}[name[:3]](C, k, stride, affine)
 
 
@@ -172,6 +179,108 @@ class PlainNasBench201(nn.Module):
 
 
 PLAIN = {"darts": PlainDarts, "nasbench201": PlainNasBench201}
+
+
+class PlainNetwork(nn.Module):
+    """DARTS's network of a fixed cell, for CIFAR or for ImageNet, with its auxiliary head."""
+
+    def __init__(self, kind, C, classes, layers, genotype):
+        super().__init__()
+        imagenet = kind == "imagenet"
+        if imagenet:
+            self.stem0 = nn.Sequential(
+                nn.Conv2d(3, C // 2, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(C // 2),
+                nn.ReLU(),
+                nn.Conv2d(C // 2, C, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(C),
+            )
+            self.stem1 = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, 2, 1, bias=False), nn.BatchNorm2d(C))
+        else:
+            self.stem0 = nn.Sequential(nn.Conv2d(3, 3 * C, 3, 1, 1, bias=False), nn.BatchNorm2d(3 * C))
+            self.stem1 = nn.Identity()
+        self.cells = nn.ModuleList()
+        self.plans = []
+        C_pp = C_p = C if imagenet else 3 * C
+        reduction_prev = imagenet
+        for i in range(layers):
+            reduction = i in (layers // 3, 2 * layers // 3)
+            C = 2 * C if reduction else C
+            pre0 = FactorizedReduce(C_pp, C, True) if reduction_prev else relu_conv_bn(C_pp, C, 1, 1, True)
+            pre1 = relu_conv_bn(C_p, C, 1, 1, True)
+            pairs, concat = (
+                (genotype.reduce, genotype.reduce_concat)
+                if reduction
+                else (genotype.normal, genotype.normal_concat)
+            )
+            ops = [operation(op, C, 2 if reduction and j < 2 else 1, True) for op, j in pairs]
+            self.cells.append(nn.ModuleList([pre0, pre1, *ops]))
+            self.plans.append(([j for _, j in pairs], concat))
+            C_pp, C_p, reduction_prev = C_p, len(concat) * C, reduction
+            if i == 2 * layers // 3:
+                self.head_at, C_head = i, C_p
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(5, 2 if imagenet else 3, count_include_pad=False),
+            nn.Conv2d(C_head, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.Identity() if imagenet else nn.BatchNorm2d(768),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(768, classes),
+        )
+        self.classifier = nn.Linear(C_p, classes)
+
+    def forward(self, x):
+        s0 = self.stem0(x)
+        s1 = self.stem1(s0)
+        for i, ((pre0, pre1, *ops), (sources, concat)) in enumerate(zip(self.cells, self.plans, strict=True)):
+            nodes = [pre0(s0), pre1(s1)]
+            for k in range(0, len(ops), 2):
+                nodes.append(ops[k](nodes[sources[k]]) + ops[k + 1](nodes[sources[k + 1]]))
+            s0, s1 = s1, torch.cat([nodes[j] for j in concat], dim=1)
+            if i == self.head_at:
+                auxiliary = self.head(s1)
+        return self.classifier(s1.mean((2, 3))), auxiliary
+
+
+class PlainNasBench201Network(nn.Module):
+    """NAS-Bench-201's network of one architecture."""
+
+    def __init__(self, C, classes, layers, ops):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
+        self.blocks = nn.ModuleList()
+        for stage in range(3):
+            if stage:
+                self.blocks.append(ResidualBlock(C, 2 * C))
+                C = 2 * C
+            self.blocks.extend(nn.ModuleList(operation(op, C, 1, True) for op in ops) for _ in range(layers))
+        self.last = nn.BatchNorm2d(C)
+        self.classifier = nn.Linear(C, classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            if isinstance(block, ResidualBlock):
+                x = block(x)
+                continue
+            nodes = [x, 0, 0, 0]
+            for op, (source, target) in zip(block, SPACES["nasbench201"].edges, strict=True):
+                nodes[target] = nodes[target] + op(nodes[source])
+            x = nodes[3]
+        return self.classifier(self.last(x).relu().mean((2, 3)))
+
+
+def copy_modules(network, plain):
+    """Give a plain network the weights and running statistics of the one in model.py."""
+    for kinds in ((nn.Conv2d, nn.Linear), (nn.BatchNorm2d,)):
+        pairs = [[m for m in net.modules() if isinstance(m, kinds)] for net in (network, plain)]
+        for source, target in zip(*pairs, strict=True):
+            target.load_state_dict(source.state_dict(), strict=False)
+    return plain
 
 
 def copy_weights(supernet, plain):

@@ -23,8 +23,8 @@ def train(model, x, y, epochs, batch, learning_rate):
 
 
 def test_shapes_are_hard_for_a_linear_model_and_easy_for_a_convnet():
-    images, y, classes = utils.load_images("shapes", "", None)
-    test_images, test_y, _ = utils.load_images("shapes", "", None, train=False)
+    images, y, classes = utils.load_images("shapes", "", 32)
+    test_images, test_y, _ = utils.load_images("shapes", "", 32, train=False)
     assert len(classes) == 10 and y.bincount().min() > 400 and not torch.equal(images[:1000], test_images)
     statistics = utils.channel_statistics(images)
     x, test_x = (utils.normalise(part, *statistics) for part in (images, test_images))
@@ -67,7 +67,8 @@ def test_augmentation_is_crop_flip_and_cutout():
     images = torch.randint(256, (6, 9, 9, 3), dtype=torch.uint8)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
     index = torch.randint(6, (40,))
-    got = utils.augment(images, index, utils.generator(0, 0), mean, std, pad)
+    draws = torch.rand(5, 40, generator=utils.generator(0, 0))
+    got = utils.augment(images, index, draws, mean, std, pad)
     normalise = v2.Normalize(mean.tolist(), std.tolist())
     seen = set()
     for i, result in zip(index, got, strict=True):
@@ -83,7 +84,7 @@ def test_augmentation_is_crop_flip_and_cutout():
         assert len(matches) == 1
         seen.add(matches[0])
     assert len(seen) > 20
-    cut = utils.augment(images, index, utils.generator(0, 0), mean, std, pad, cutout)
+    cut = utils.augment(images, index, draws, mean, std, pad, cutout)
     holes = (cut != got).any(1)  # where the pixel was zero already, nothing shows
     for image, hole in zip(cut, holes, strict=True):
         assert (image[:, hole] == 0).all() and 0 < hole.sum() <= cutout**2
@@ -96,9 +97,8 @@ def test_augmentation_is_uniform():
     images = torch.zeros(1, 5, 5, 3, dtype=torch.uint8)
     images[0, 2, 2] = 255
     n = 10_000
-    batch = utils.augment(
-        images, torch.zeros(n).long(), utils.generator(0, 0), torch.zeros(3), torch.ones(3), 2
-    )
+    draws = torch.rand(5, n, generator=utils.generator(0, 0))
+    batch = utils.augment(images, torch.zeros(n).long(), draws, torch.zeros(3), torch.ones(3), 2)
     counts = (batch[:, 0] > 0.5).sum(0)
     assert counts.sum() == n and (counts - n / 25).abs().max() < 5 * (n / 25) ** 0.5
 
@@ -123,7 +123,7 @@ def batches(seed=0):
 def test_batches_go_round_without_repeats_and_resume_in_the_middle():
     source = batches()
     assert len(source) == 4
-    rounds = [torch.cat([next(source)[1] for _ in range(4)]) for _ in range(3)]
+    rounds = [torch.cat([next(source)[0][1] for _ in range(4)]) for _ in range(3)]
     for labels in rounds:
         assert len(set(labels.tolist())) == 20 and labels.min() >= 2
     assert not torch.equal(rounds[0], rounds[1])
@@ -132,7 +132,7 @@ def test_batches_go_round_without_repeats_and_resume_in_the_middle():
     again = batches()
     again.load_state_dict(state)
     for _ in range(6):
-        (a, b), (c, d) = next(source), next(again)
+        [(a, b)], [(c, d)] = next(source), next(again)
         assert torch.equal(a, c) and torch.equal(b, d)
 
 

@@ -1,0 +1,218 @@
+"""The networks of fixed cells: published sizes, shapes, agreement with plain modules, drop path, auxiliary
+head."""
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from plain import PlainNasBench201Network, PlainNetwork, copy_modules
+
+import model
+from genotypes import NAMED, SPACES, operations, random_architecture
+from model import NETWORKS, NetworkCIFAR, NetworkImageNet, NetworkNasBench201, count_macs
+
+# Published or counted by others, as the original code counts: parameters without and with auxiliary head, and
+# multiply-accumulates; CIFAR (36 channels, 20 cells, 10 classes, 32 x 32), then ImageNet (48 channels, 14
+# cells, 1,000 classes, 224 x 224).
+SIZES = {
+    "DARTS_V1": (3_169_414, 3_645_840, 500_987_520, 4_510_432, 5_771_208, 505_864_704),
+    "DARTS_V2": (3_349_342, 3_825_768, 528_359_040, 4_718_752, 5_979_528, 529_911_552),
+    "NASNet": (3_830_950, 4_288_944, 603_452_448, 5_564_320, 6_800_520, 604_031_616),
+    "AmoebaNet": (3_145_078, 3_603_072, 488_931_552, 4_627_360, 5_863_560, 526_746_624),
+}
+# Official index of NAS-Bench-201: architecture, parameters, multiply-accumulates (32 x 32, 10 classes)
+NASBENCH201 = {
+    0: (
+        "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|",
+        129_306,
+        15_647_370,
+    ),
+    11: (
+        "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|nor_conv_3x3~1|avg_pool_3x3~2|",
+        802_426,
+        113_951_370,
+    ),
+    284: (
+        "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|none~0|nor_conv_1x1~1|none~2|",
+        101_306,
+        11_715_210,
+    ),
+}
+
+
+def parameters(network):
+    return sum(w.numel() for w in network.parameters())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes_of_darts_networks(name):
+    got = []
+    for cls, C, classes, layers, size in (
+        (NetworkCIFAR, 36, 10, 20, 32),
+        (NetworkImageNet, 48, 1000, 14, 224),
+    ):
+        with_head = cls(C, classes, layers, True, NAMED[name])
+        got += [parameters(cls(C, classes, layers, False, NAMED[name])), parameters(with_head)]
+        got.append(count_macs(with_head, size))
+        assert with_head.training  # counting leaves the network as it was
+    assert tuple(got) == SIZES[name]
+
+
+@pytest.mark.parametrize("index", NASBENCH201)
+def test_published_sizes_of_nasbench201_networks(index):
+    arch, size, macs = NASBENCH201[index]
+    network = NetworkNasBench201(16, 10, 5, False, arch)
+    assert (parameters(network), count_macs(network, 32)) == (size, macs)
+
+
+def drawn(space):
+    g = torch.Generator().manual_seed(0)
+    return [random_architecture(SPACES[space], g) for _ in range(50)]
+
+
+def check_shapes(network, size, classes, has_head):
+    """Forward and backward in training mode, forward in evaluation mode; returns parameters without
+    gradient."""
+    x = torch.randn(2, 3, size, size)
+    logits, auxiliary = network(x, 0.2)
+    assert logits.shape == (2, classes)
+    assert (auxiliary is not None) == has_head and (not has_head or auxiliary.shape == (2, classes))
+    (logits.sum() + (auxiliary.sum() if has_head else 0)).backward()
+    for w in network.parameters():
+        assert w.grad is None or (w.grad.shape == w.shape and w.grad.isfinite().all())
+    network.eval()
+    logits, auxiliary = network(x)
+    assert logits.shape == (2, classes) and auxiliary is None
+    return [name for name, w in network.named_parameters() if w.grad is None]
+
+
+@pytest.mark.parametrize("size,classes", [(8, 2), (15, 7), (32, 100), (33, 10)])
+@pytest.mark.parametrize("name", NAMED)
+def test_shapes_of_named_cells(name, size, classes):
+    torch.manual_seed(0)
+    assert check_shapes(NetworkCIFAR(4, classes, 5, True, NAMED[name]), size, classes, True) == []
+    assert check_shapes(NetworkCIFAR(3, classes, 3, False, NAMED[name]), size, classes, False) == []
+    assert check_shapes(NetworkImageNet(4, classes, 3, True, NAMED[name]), 2 * size + 48, classes, True) == []
+
+
+def test_shapes_of_random_darts_cells():
+    torch.manual_seed(0)
+    for i, arch in enumerate(drawn("darts")):
+        assert check_shapes(NetworkCIFAR(4, 10, 3, True, arch), 8, 10, True) == []
+        if i % 10 == 0:
+            assert check_shapes(NetworkImageNet(4, 10, 3, True, arch), 64, 10, True) == []
+
+
+def test_shapes_of_random_nasbench201_cells():
+    torch.manual_seed(0)
+    for arch in [*drawn("nasbench201"), "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"]:
+        unused = check_shapes(NetworkNasBench201(4, 10, 1, False, arch), 15, 10, False)
+        assert "none" in arch or not unused
+
+
+CASES = [
+    ("cifar", "AmoebaNet", 32),
+    ("cifar", "NASNet", 32),
+    ("cifar", "NA_DARTS", 32),
+    ("imagenet", "DARTS_V2", 224),
+    ("imagenet", "AmoebaNet", 200),  # odd sides on the way, and 7 x 7 features at the head
+]
+
+
+def with_random_statistics(network):
+    """Batch norms with other scales, shifts and running statistics than those they start with."""
+    for m in network.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            for value in (m.weight.data, m.bias.data, m.running_mean):
+                value.add_(0.1 * torch.randn_like(value))
+            m.running_var.mul_(1 + torch.rand_like(m.running_var))
+    return network
+
+
+@pytest.mark.parametrize("kind,name,size", CASES)
+def test_networks_equal_plain_ones(kind, name, size):
+    torch.manual_seed(0)
+    network = with_random_statistics(NETWORKS[kind](4, 5, 4, True, NAMED[name]).double())
+    plain = copy_modules(network, PlainNetwork(kind, 4, 5, 4, NAMED[name]).double())
+    x = torch.randn(3, 3, size, size, dtype=torch.float64)
+    results = []
+    for net in (network, plain):
+        logits, auxiliary = net(x)
+        (logits.square().mean() + auxiliary.square().mean()).backward()
+        stem = next(net.parameters()).grad
+        net.eval()
+        results.append([logits, auxiliary, stem, net(x)[0]])
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in zip(*results, strict=True))
+    assert results[0][2].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("arch", [*drawn("nasbench201")[:5], NASBENCH201[284][0]])
+def test_nasbench201_networks_equal_plain_ones(arch):
+    torch.manual_seed(0)
+    network = with_random_statistics(NetworkNasBench201(4, 5, 2, False, arch).double())
+    plain = copy_modules(network, PlainNasBench201Network(4, 5, 2, operations(arch)).double())
+    x = torch.randn(3, 3, 15, 15, dtype=torch.float64)
+    assert torch.allclose(network(x)[0], plain(x), rtol=1e-9, atol=1e-11)
+    network.eval(), plain.eval()
+    assert torch.allclose(network(x)[0], plain(x), rtol=1e-9, atol=1e-11)
+
+
+def test_nasbench201_network_has_no_auxiliary_head():
+    with pytest.raises(ValueError, match="no auxiliary head"):
+        NetworkNasBench201(4, 10, 1, True, NASBENCH201[0][0])
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_drop_path_keeps_the_expectation(probability):
+    torch.manual_seed(0)
+    n = 20_000
+    x = torch.rand(n, 2, 2, 2, dtype=torch.float64) + 1
+    y = model.drop_path(x, probability)
+    kept = y.flatten(1)[:, 0] != 0
+    # A picture is dropped as a whole or kept as a whole, and what is kept is scaled up.
+    assert torch.equal(y[kept], x[kept] * (1 / (1 - probability))) and (y[~kept] == 0).all()
+    spread = (probability * (1 - probability) / n) ** 0.5
+    assert abs(kept.double().mean() - (1 - probability)) < 4 * spread
+    assert abs(y.mean() / x.mean() - 1) < 4 * spread / (1 - probability)
+
+
+def test_drop_path_at_0_and_in_evaluation_mode_does_nothing(monkeypatch):
+    torch.manual_seed(0)
+    network = NetworkCIFAR(4, 10, 3, True, NAMED["DARTS_V2"])
+    x = torch.randn(4, 3, 16, 16)
+    dropped = network(x, 0.5)[0]
+    assert not torch.equal(dropped, network(x, 0.5)[0])
+
+    def never(x, probability):
+        raise AssertionError("drop path was called")
+
+    monkeypatch.setattr(model, "drop_path", never)
+    assert torch.equal(network(x, 0.0)[0], network(x)[0])
+    network.eval()
+    assert torch.equal(network(x, 0.5)[0], network(x)[0])
+
+
+def test_drop_path_spares_the_identity(monkeypatch):
+    """As in DARTS, every operation but an identity is dropped: in DARTS_V2 all but the two skip connections
+    of a normal cell, and all but the three of a reduction cell that start inside it."""
+    calls = []
+    monkeypatch.setattr(model, "drop_path", lambda x, probability: calls.append(probability) or x)
+    NetworkCIFAR(4, 10, 3, False, NAMED["DARTS_V2"])(torch.randn(2, 3, 16, 16), 0.3)
+    assert calls == [0.3] * (6 + 5 + 5)  # the three cells: normal, reduce, reduce
+
+
+def test_auxiliary_head_pools_as_darts_does():
+    """5 x 5 windows, stride 3 on 8 x 8 features (CIFAR) and stride 2 on 7 x 7 (ImageNet)."""
+    head = model.AuxiliaryHead(6, 10, True)
+    for side, stride in ((8, 3), (7, 2)):
+        x = torch.randn(2, 6, side, side)
+        pooled = nn.AvgPool2d(5, stride, count_include_pad=False)(F.relu(x))
+        y = F.relu(head.norm1(head.conv1(pooled)))
+        y = head.classifier(F.relu(head.norm2(head.conv2(y))).flatten(1))
+        assert torch.allclose(y, head(x), atol=1e-6)
+
+
+def test_auxiliary_head_is_not_computed_in_evaluation_mode(monkeypatch):
+    network = NetworkCIFAR(4, 10, 3, True, NAMED["DARTS_V2"]).eval()
+    monkeypatch.setattr(network.auxiliary, "forward", None)
+    assert network(torch.randn(2, 3, 16, 16))[1] is None

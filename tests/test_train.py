@@ -1,0 +1,578 @@
+"""Training: recipes, resuming, the protocol, several processes, bad input."""
+
+import csv
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_bad_input import DAMAGE
+from test_search import same
+from test_utils import save_images
+
+import train
+import utils
+from genotypes import NAMED, SPACES, Genotype, format_architecture, random_architecture, to_json
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NB201 = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|"
+TINY = "--dataset shapes --image_size 8 --init_channels 4 --layers 3 --batch_size 640 --device cpu"
+
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch):
+    """A quarter of the synthetic set, for speed."""
+    draw = utils.draw_shapes
+    monkeypatch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 4, size, seed))
+
+
+def run_train(folder, *flags):
+    """Run the script in this process; returns its checkpoint, metrics and result."""
+    train.main(train.parse_args([*TINY.split(), "--save", str(folder), *map(str, flags)]))
+    return outcome(folder)
+
+
+def outcome(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    result = json.loads((folder / "result.json").read_text())
+    return checkpoint, rows, result
+
+
+def check_same(whole, parts):
+    """Checkpoints, metrics and results of two runs are the same to the bit, but for times and folders."""
+    for name in whole[0].keys() - {"rows", "args"}:
+        assert same(whole[0][name], parts[0][name]), name
+    assert whole[1] == parts[1]
+    without_time = [{k: v for k, v in run[2].items() if k != "seconds"} for run in (whole, parts)]
+    assert without_time[0] == without_time[1]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Flags
+# ------------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_are_the_defaults():
+    cifar = train.parse_args([])
+    assert (cifar.epochs, cifar.init_channels, cifar.layers, cifar.batch_size) == (600, 36, 20, 96)
+    assert (cifar.learning_rate, cifar.momentum, cifar.weight_decay, cifar.grad_clip) == (0.025, 0.9, 3e-4, 5)
+    assert (cifar.auxiliary, cifar.auxiliary_weight, cifar.drop_path_prob) == (True, 0.4, 0.2)
+    assert (cifar.cutout, cifar.cutout_length, cifar.schedule, cifar.image_size) == (True, 16, "cosine", 32)
+    imagenet = train.parse_args(["--dataset", "imagenet"])
+    assert (imagenet.epochs, imagenet.init_channels, imagenet.layers) == (250, 48, 14)
+    assert (imagenet.label_smooth, imagenet.auxiliary, imagenet.weight_decay) == (0.1, True, 3e-5)
+    assert (imagenet.schedule, imagenet.warmup_epochs, imagenet.image_size) == ("linear", 5, 224)
+    nb201 = train.parse_args(["--arch", NB201])
+    assert (nb201.epochs, nb201.nesterov, nb201.schedule, nb201.weight_decay) == (200, True, "cosine", 5e-4)
+    assert (nb201.batch_size, nb201.learning_rate, nb201.auxiliary, nb201.cutout) == (256, 0.1, False, False)
+    args = train.parse_args(["--no-auxiliary", "--no-cutout", "--epochs", "50"])
+    assert (args.auxiliary, args.cutout, args.epochs, args.batch_size) == (False, False, 50, 96)
+
+
+def test_what_arch_takes(tmp_path):
+    genotype = random_architecture(SPACES["darts"], torch.Generator().manual_seed(0))
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "genotype.json").write_text(json.dumps(to_json(genotype)))
+    printed = format_architecture(genotype)
+    for text in (printed, str(tmp_path / "found"), str(tmp_path / "found" / "genotype.json")):
+        assert train.parse_args(["--arch", text]).arch == printed
+    args = train.parse_args(["--arch", str(tmp_path / "found")])
+    assert args.name == "found"
+    args = train.parse_args([])
+    assert args.name == "NA_DARTS" and args.arch == format_architecture(NAMED["NA_DARTS"])
+    assert train.parse_args(["--arch", NB201]).arch == NB201
+
+
+def test_schedules():
+    cosine, linear, exponential = (train.SCHEDULE[name] for name in ("cosine", "linear", "exponential"))
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], 1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7)
+    for e in range(7):
+        assert cosine(e, 7, None) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step(), reference.step()
+    assert [linear(e, 4, None) for e in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [exponential(e, 4, 0.5) for e in range(4)] == [1, 0.5, 0.25, 0.125]
+
+
+def test_learning_rates_of_a_run(tmp_path):
+    """Scaled with the batch, warmed up, then decayed."""
+    flags = "--base_batch 320 --learning_rate 0.1 --schedule linear --warmup_epochs 2 --epochs 4".split()
+    rates = [float(row["learning_rate"]) for row in run_train(tmp_path / "run", *flags)[1]]
+    assert rates == pytest.approx([0.1, 0.2, 0.1, 0.05])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Resuming and evaluation
+# ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", ["", "--valid_portion 0.3 --accumulate 2", f"--arch {NB201} --layers 1"])
+def test_interrupted_training_goes_on_to_the_same_result(tmp_path, monkeypatch, flags):
+    """A run of 3 epochs that dies in the second, and is resumed without any other flag, equals an undisturbed
+    one."""
+    flags = [*flags.split(), "--epochs", "3"]
+    whole = run_train(tmp_path / "whole", *flags)
+    evaluate, calls = train.evaluate, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(train.parse_args([*TINY.split(), *flags, "--save", str(tmp_path / "parts")]))
+    assert not (tmp_path / "parts" / "result.json").exists()
+    train.main(train.parse_args(["--resume", str(tmp_path / "parts")]))
+    check_same(whole, outcome(tmp_path / "parts"))
+    assert len(whole[1]) == 3 and whole[0]["epoch"] == 3
+    assert sorted(os.listdir(tmp_path / "parts")) == [
+        "args.json", "checkpoint.pt", "log.txt", "metrics.csv", "result.json",
+    ]  # fmt: skip
+
+
+def test_another_seed_gives_another_run_and_the_same_seed_the_same(tmp_path):
+    runs = [run_train(tmp_path / str(i), "--epochs", 1, "--seed", seed) for i, seed in enumerate((0, 0, 1))]
+    check_same(runs[0], runs[1])
+    assert runs[0][1] != runs[2][1]
+
+
+def test_more_epochs_are_logged(tmp_path, capsys):
+    run_train(tmp_path / "run", "--epochs", 1)
+    train.main(train.parse_args(["--resume", str(tmp_path / "run"), "--epochs", "2"]))
+    assert "--epochs was 1: the schedule follows the new number" in capsys.readouterr().out
+    assert [row["epoch"] for row in outcome(tmp_path / "run")[1]] == ["1", "2"]
+
+
+@pytest.mark.parametrize("portion", [0, 0.3])
+def test_eval_reproduces_the_test_accuracy(tmp_path, capsys, portion):
+    _, _, result = run_train(tmp_path / "run", "--epochs", 2, "--valid_portion", portion)
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in os.listdir(tmp_path / "run")}
+    shutil.copy(tmp_path / "run" / "checkpoint.pt", tmp_path / "file.pt")
+    for source in ("run", "file.pt"):
+        capsys.readouterr()
+        args = train.parse_args(["--eval", "--resume", str(tmp_path / source)])
+        scores = train.train(args, 0, 1, torch.device("cpu"))
+        assert scores == {name: result[f"test_{name}"] for name in ("loss", "top1", "top5")}
+        assert f"test top-1 {result['test_top1']:.2f} %" in capsys.readouterr().out
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in os.listdir(tmp_path / "run")}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The protocol
+# ------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_a_plain_computation():
+    torch.manual_seed(0)
+    table, labels = torch.randn(50, 7), torch.randint(7, (50,))
+
+    class Lookup(torch.nn.Module):
+        def forward(self, x):
+            assert not self.training
+            return table[x], None
+
+    batches = [(part, labels[part]) for part in torch.arange(50).split(8)]
+    scores = train.evaluate(Lookup(), batches, train.nullcontext)
+    rank = (table > table.gather(1, labels[:, None])).sum(1)
+    assert scores["top1"] == 100 * (rank == 0).sum().item() / 50
+    assert scores["top5"] == 100 * (rank < 5).sum().item() / 50
+    assert scores["loss"] == pytest.approx(F.cross_entropy(table, labels).item(), rel=1e-6)
+
+
+def scripted(monkeypatch, sizes, tops):
+    """Let evaluations give these accuracies in turn; returns the list of the sets' sizes that were used."""
+    used, tops = [], iter(tops)
+
+    def evaluate(network, batches, autocast):
+        used.append(sum(len(y) for _, y in batches))
+        return dict(loss=1.0, top1=next(tops), top5=50.0)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    return used
+
+
+def test_held_out_part_chooses_the_epoch_and_the_test_set_is_used_once(tmp_path, monkeypatch):
+    used = scripted(monkeypatch, None, [10.0, 30.0, 20.0, 30.0, 99.0])
+    checkpoint, rows, result = run_train(tmp_path / "run", "--epochs", 4, "--valid_portion", 0.3)
+    held_out, test = 1250 - checkpoint["data"]["images"][0], 250
+    assert used == [held_out] * 4 + [test] and held_out == checkpoint["data"]["images"][1]
+    assert (result["epoch"], result["valid_top1"], result["test_top1"]) == (2, 30.0, 99.0)
+    assert "test_top1" not in rows[0] and rows[1]["valid_top1"] == "30.0"
+    assert checkpoint["best"]["epoch"] == 2
+    assert not same(checkpoint["best"]["model"], checkpoint["model"])
+
+
+def test_without_a_held_out_part_the_last_epoch_counts(tmp_path, monkeypatch):
+    used = scripted(monkeypatch, None, [10.0, 30.0, 20.0])
+    _, rows, result = run_train(tmp_path / "run", "--epochs", 3)
+    assert used == [250] * 3 and [row["test_top1"] for row in rows] == ["10.0", "30.0", "20.0"]
+    assert (result["epoch"], result["test_top1"]) == (3, 20.0)
+
+
+def test_no_training_image_is_held_out_or_left_out(tmp_path):
+    args = train.parse_args([*TINY.split(), "--valid_portion", "0.3", "--batch_size", "50"])
+    g = utils.generator(0, 1)
+    batches, valid, data = train.load_train(args, torch.device("cpu"), [slice(0, 50)], g, slice(None))
+    held_out = torch.cat(valid.parts)
+    both = torch.cat([held_out, batches.index])
+    assert torch.equal(both.sort().values, torch.arange(1250)) and data["images"] == [
+        len(batches.index),
+        len(held_out),
+    ]
+    assert abs(len(held_out) - 375) < 10
+
+
+def test_seeds(tmp_path, monkeypatch):
+    tops = [20.0, 30.0, 60.0]
+    scripted(monkeypatch, None, tops)
+    folder = tmp_path / "runs"
+    flags = [*TINY.split(), "--epochs", "1", "--seeds", "3", "0", "7"]
+    train.main(train.parse_args([*flags, "--save", str(folder)]))
+    result = json.loads((folder / "result.json").read_text())
+    assert result["seeds"] == [3, 0, 7] and result["test_top1"]["values"] == tops
+    assert result["test_top1"]["mean"] == pytest.approx(sum(tops) / 3)
+    assert result["test_top1"]["std"] == pytest.approx(statistics.stdev(tops))
+    seeds = [json.loads((folder / f"seed-{seed}" / "args.json").read_text())["seed"] for seed in (3, 0, 7)]
+    assert seeds == [3, 0, 7]
+
+
+def test_seeds_go_on_where_they_stopped(tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    flags = [*TINY.split(), "--epochs", "2", "--seeds", "0", "1"]
+    train.main(train.parse_args([*flags, "--save", str(whole)]))
+    parts = tmp_path / "parts"
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "seed-1")  # as if it had died between the seeds
+    os.remove(parts / "result.json")
+    train.main(train.parse_args(["--resume", str(parts)]))
+    for seed in (0, 1):
+        check_same(outcome(whole / f"seed-{seed}"), outcome(parts / f"seed-{seed}"))
+    assert json.loads((whole / "result.json").read_text()) == json.loads((parts / "result.json").read_text())
+    # A seed alone is the same training.
+    alone = run_train(tmp_path / "alone", "--epochs", 2, "--seed", 1)
+    check_same(outcome(whole / "seed-1"), alone)
+
+
+def test_what_a_run_reports(tmp_path, capsys):
+    _, rows, result = run_train(tmp_path / "run", "--epochs", 1, "--arch", "DARTS_V2")
+    printed = capsys.readouterr().out
+    network = train.NETWORKS["cifar"](4, 10, 3, True, NAMED["DARTS_V2"])
+    head = sum(w.numel() for w in network.auxiliary.parameters())
+    size = sum(w.numel() for w in network.parameters())
+    assert (result["parameters"], result["parameters_with_auxiliary"]) == (size - head, size)
+    assert result["macs"] == train.count_macs(network, 8)
+    assert f"{size - head:,} parameters" in printed and f"{result['macs']:,} MACs" in printed
+    assert list(rows[0]) == [
+        "epoch", "learning_rate", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5",
+    ]  # fmt: skip
+    assert result["test_top5"] > result["test_top1"] and result["name"] == "DARTS_V2"
+
+
+def test_it_learns(tmp_path, monkeypatch):
+    """Noise in ten colors is told apart, in either kind of network."""
+
+    def colors(n, size, seed):
+        g = torch.Generator().manual_seed(seed)
+        palette = torch.randint(256, (10, 3), generator=torch.Generator().manual_seed(5)).float()
+        labels = torch.randint(10, (500,), generator=g)
+        images = palette[labels][:, None, None] + 30 * torch.randn(500, size, size, 3, generator=g)
+        return images.clamp(0, 255).to(torch.uint8), labels, list(map(str, range(10)))
+
+    monkeypatch.setattr(utils, "draw_shapes", colors)
+    for name, arch, flags in (("a", "DARTS_V1", "--no-cutout"), ("b", NB201, "--layers 1")):
+        flags = ["--arch", arch, *flags.split(), "--batch_size", 25, "--epochs", 4, "--learning_rate", 0.1]
+        _, rows, result = run_train(tmp_path / name, *flags, "--init_channels", 8)
+        assert result["test_top1"] > 80
+        assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Pieces and processes
+# ------------------------------------------------------------------------------------------------------------
+
+
+def torchrun(tmp_path, script, *flags, processes=2):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+    ]
+    command += [str(script), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=environment)
+
+
+def plain(tmp_path, script, *flags):
+    command = [sys.executable, str(script), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=300, env=environment)
+
+
+# The script in float64, where rounding does not grow to something visible, and on a quarter of the pictures.
+DOUBLE = """
+import torch
+import train, utils
+torch.set_default_dtype(torch.float64)
+normalise, draw = utils.normalise, utils.draw_shapes
+utils.normalise = lambda *args, **more: normalise(*args, **more).double()
+utils.draw_shapes = lambda n, size, seed: draw(n // 4, size, seed)
+utils.run(train.main, train.parse_args())
+"""
+
+
+def test_two_processes_equal_one_that_accumulates(tmp_path):
+    """Two processes with a piece each, and two with two each, against one process with as many pieces."""
+    script = tmp_path / "double.py"
+    script.write_text(DOUBLE)
+    flags = "--dataset shapes --image_size 8 --init_channels 4 --layers 3 --device cpu --batch_size 300"
+    flags = [*flags.split(), "--drop_path_prob", 0, "--epochs", 2, "--arch", "DARTS_V1"]
+    for pieces in (1, 2):
+        together, alone = tmp_path / f"together{pieces}", tmp_path / f"alone{pieces}"
+        done = torchrun(tmp_path, script, *flags, "--save", together, "--accumulate", pieces)
+        assert done.returncode == 0, done.stderr
+        plain(tmp_path, script, *flags, "--save", alone, "--accumulate", 2 * pieces)
+        (a, a_rows, _), (b, b_rows, _) = outcome(together), outcome(alone)
+        for x, y in zip(a_rows, b_rows, strict=True):
+            assert float(x["train_loss"]) == pytest.approx(float(y["train_loss"]), rel=1e-9)
+            assert x["train_top1"] == y["train_top1"]
+        network = train.NETWORKS["cifar"](4, 10, 3, True, NAMED["DARTS_V1"])
+        for name, _ in network.named_parameters():  # running statistics are the mean over processes instead
+            assert torch.allclose(a["model"][name], b["model"][name], rtol=1e-7, atol=1e-9), name
+        # One process alone writes: a line an epoch, and no file but those of a run.
+        log = (together / "log.txt").read_text().splitlines()
+        assert len(log) == 4 and done.stdout.count("epoch 1:") == 1
+        assert sorted(os.listdir(together)) == sorted(os.listdir(alone))
+    # Evaluation shares the test set between the processes: the same accuracy.
+    result = outcome(alone)[2]
+    done = torchrun(tmp_path, script, "--eval", "--resume", alone)
+    scores = [result[f"test_{name}"] for name in ("top1", "top5", "loss")]
+    line = "test top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f}".format(*scores)
+    assert done.stdout.count(line) == 1, done.stdout + done.stderr
+
+
+DYING = """
+import os, sys
+import train, utils
+if os.environ["RANK"] == "1":
+    train.evaluate = lambda *args: os._exit(7)
+utils.run(train.main, train.parse_args())
+"""
+
+
+def test_a_dead_worker_ends_the_job(tmp_path):
+    (tmp_path / "dying.py").write_text(DYING)
+    flags = "--dataset shapes --image_size 8 --init_channels 2 --layers 3 --device cpu --batch_size 2000"
+    done = torchrun(
+        tmp_path, tmp_path / "dying.py", *flags.split(), "--epochs", 3, "--save", tmp_path / "run"
+    )
+    assert done.returncode != 0
+    assert "exitcode  : 7" in done.stderr and not (tmp_path / "run" / "result.json").exists()
+
+
+def test_parts_that_get_no_gradient():
+    assert not train.some_parts_are_unused(NAMED["NASNet"]) and not train.some_parts_are_unused(
+        NAMED["DARTS_V1"]
+    )
+    assert train.some_parts_are_unused(NB201)
+    dead = NAMED["DARTS_V2"]._replace(normal_concat=(2, 3, 4))
+    assert train.some_parts_are_unused(dead)
+    one_input = Genotype((("skip_connect", 1),) * 2, (2,), (("skip_connect", 0), ("skip_connect", 1)), (2,))
+    assert train.some_parts_are_unused(one_input)
+    for arch in (dead, one_input, NAMED["NASNet"]):
+        network = train.NETWORKS["cifar"](4, 10, 3, False, arch)
+        network(torch.randn(2, 3, 8, 8))[0].sum().backward()
+        assert train.some_parts_are_unused(arch) == any(w.grad is None for w in network.parameters())
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_autocast_is_close_to_float32(tmp_path, amp):
+    flags = ["--epochs", 1, "--learning_rate", 1e-4, "--drop_path_prob", 0]
+    exact, low = (run_train(tmp_path / name, *flags, "--amp", name)[1][0] for name in ("none", amp))
+    assert exact != low
+    assert float(low["train_loss"]) == pytest.approx(float(exact["train_loss"]), rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Images that are read from files
+# ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    save_images(tmp_path / "images", classes=("cat", "dog", "owl"), count=6, size=(90, 70))
+    return tmp_path / "images"
+
+
+def test_file_batches_do_not_depend_on_workers_or_pieces(image_folder):
+    files = utils.ImageFiles(image_folder / "train", 64, train=True)
+    norm = dict(device=torch.device("cpu"), mean=torch.zeros(3), std=torch.ones(3))
+
+    def batches(workers, parts):
+        g = utils.generator(0, 1)
+        return utils.FileBatches(files, torch.arange(1, 18), 8, g, parts, workers, **norm)
+
+    halves = [slice(0, 4), slice(4, 8)]
+    alone, spread = batches(0, [slice(0, 8)]), batches(2, halves)
+    second = batches(0, halves[1:])
+    assert len(alone) == 2
+    seen = []
+    for _ in range(4):  # two rounds
+        [(x, y)], pieces, [(x2, y2)] = next(alone), next(spread), next(second)
+        assert torch.equal(x, torch.cat([piece[0] for piece in pieces])) and x.shape == (8, 3, 64, 64)
+        assert torch.equal(y, torch.cat([piece[1] for piece in pieces]))
+        assert torch.equal(x2, x[4:]) and torch.equal(y2, y[4:])
+        seen.append(x)
+    assert not torch.equal(seen[0], seen[2])
+    state = alone.state_dict()
+    again = batches(0, [slice(0, 8)])
+    again.load_state_dict(state)
+    assert torch.equal(next(again)[0][0], next(alone)[0][0])
+
+
+def test_training_from_files_and_resuming(image_folder, tmp_path, monkeypatch):
+    flags = (
+        f"--dataset imagenet --data {image_folder} --image_size 64 --init_channels 4 --layers 3 --workers 0 "
+    )
+    flags += "--batch_size 4 --valid_portion 0.3 --epochs 3 --device cpu"
+    flags = flags.split()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train.main(train.parse_args([*flags, "--save", str(whole)]))
+    train.main(train.parse_args([*flags, "--save", str(parts), "--epochs", "1"]))
+    # The schedule of the first epoch is the same: no decay yet, and warming up.
+    train.main(train.parse_args(["--resume", str(parts), "--epochs", "3"]))
+    check_same(outcome(whole), outcome(parts))
+
+
+def test_broken_image_is_named(image_folder, tmp_path, capsys):
+    (image_folder / "train" / "dog" / "1.png").write_bytes(b"no image")
+    flags = (
+        f"--dataset imagenet --data {image_folder} --image_size 64 --init_channels 4 --layers 3 --epochs 1 "
+    )
+    flags += f"--batch_size 18 --device cpu --save {tmp_path / 'run'}"
+    for workers in ("0", "1"):
+        error = refused(capsys, *flags.split(), "--workers", workers)
+        assert "dog/1.png is not an image that can be read" in error
+        shutil.rmtree(tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Bad input
+# ------------------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *flags):
+    """Run the script's own entry in this process; return its one line of error."""
+    with pytest.raises(SystemExit) as stop:
+        utils.run(train.main, train.parse_args([str(flag) for flag in flags]))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "error: " in error
+    return error
+
+
+FLAGS = [
+    ("--arch DARTS_V3", "unknown architecture 'DARTS_V3'"),
+    ("--arch |none~0|", "is not a NAS-Bench-201 architecture"),
+    ("--dataset mnist", "invalid choice: 'mnist'"),
+    ("--epochs 0", "--epochs 0 is out of range"),
+    ("--layers 2", "--layers 2 is out of range: it lies between 3"),
+    ("--image_size 4", "--image_size 4 is out of range"),
+    ("--dataset imagenet --image_size 32", "it lies between 64 and 1024"),
+    ("--cutout_length 33", "--cutout_length 33 is out of range: it lies between 1 and 32"),
+    ("--drop_path_prob 1", "--drop_path_prob 1.0 is out of range"),
+    ("--learning_rate nan", "--learning_rate nan is out of range"),
+    ("--valid_portion 1", "--valid_portion 1.0 is out of range"),
+    ("--schedule step", "invalid choice: 'step'"),
+    ("--amp fp8", "invalid choice: 'fp8'"),
+    ("--accumulate 7", "--batch_size 96 cannot be cut into 7 equal pieces"),
+    ("--seeds 1 1", "give each seed once"),
+    ("--seeds", "expected at least one argument"),
+    ("--nesterov --momentum 0", "--nesterov needs a --momentum"),
+    (f"--arch {NB201} --dataset imagenet", "takes small images"),
+    (f"--arch {NB201} --auxiliary", "has no auxiliary head"),
+    ("--eval", "give --resume"),
+    ("--resume no/such/run", "there is no checkpoint no/such/run"),
+    ("--eval --resume no/such/run", "there is no checkpoint no/such/run"),
+    ("--device tpu9 --dataset shapes", "--device tpu9 is not to be had"),
+    ("--dataset folder --data no/such/folder", "there is no folder no/such/folder/train"),
+    ("--dataset shapes --batch_size 2000", "do not fill a batch of 2000"),
+    ("--dataset shapes --valid_portion 0.001", "holds out none"),
+]
+
+
+@pytest.mark.parametrize("flags,message", FLAGS, ids=[flags for flags, _ in FLAGS])
+def test_flags(capsys, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *flags.split())
+    assert os.listdir(tmp_path) == []
+
+
+def test_data_folders(capsys, tmp_path):
+    flags = ["--image_size", 64, "--save", tmp_path / "run", "--data", tmp_path / "images", "--dataset"]
+    save_images(tmp_path / "images", classes=("cat",))
+    for dataset in ("folder", "imagenet"):
+        assert "has one class, cat" in refused(capsys, *flags, dataset)
+    shutil.rmtree(tmp_path / "images")
+    save_images(tmp_path / "images", count=60)
+    os.rename(tmp_path / "images" / "val" / "dog", tmp_path / "images" / "val" / "fox")
+    for dataset in ("folder", "imagenet"):
+        error = refused(capsys, *flags, dataset, "--batch_size", 24)
+        assert "different classes (dog, fox in one of them alone)" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    with pytest.MonkeyPatch.context() as patch:
+        draw = utils.draw_shapes
+        patch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 4, size, seed))
+        run_train(folder, "--epochs", 1)
+    return folder
+
+
+def test_resume_of_another_configuration(capsys, run):
+    before = {name: (run / name).read_bytes() for name in os.listdir(run)}
+    error = refused(capsys, "--resume", run, "--seed", 9)
+    assert "another configuration: --seed 9 (there: 0)" in error
+    for more in ([], ["--eval"]):
+        error = refused(capsys, "--resume", run, "--arch", "DARTS_V2", *more)
+        assert "another configuration: --arch Genotype(normal=(('sep_conv_3x3', 0)" in error
+    assert "holds a run already" in refused(capsys, *TINY.split(), "--save", run)
+    assert "only --eval takes a checkpoint file" in refused(capsys, "--resume", run / "checkpoint.pt")
+    assert "leave --save out" in refused(capsys, "--resume", run, "--save", "elsewhere")
+    assert before == {name: (run / name).read_bytes() for name in os.listdir(run)}
+
+
+def test_a_search_folder_is_no_training_run(capsys, run, tmp_path):
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / "args.json").write_text("{")
+    assert "args.json cannot be read" in refused(capsys, "--resume", tmp_path / "copy")
+
+
+@pytest.mark.parametrize("kind", DAMAGE.keys() - {"one bit"})
+def test_damaged_checkpoint(capsys, run, tmp_path, kind):
+    shutil.copytree(run, tmp_path / "copy")
+    DAMAGE[kind](tmp_path / "copy" / "checkpoint.pt")
+    error = refused(capsys, "--resume", tmp_path / "copy")
+    assert "start the run anew" in error or "--resume takes" in error or "is not a" in error
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(utils.NotFinite, match="not finite .* last good checkpoint: .*checkpoint.pt"):
+        run_train(tmp_path / "run", "--learning_rate", 100, "--grad_clip", 0, "--epochs", 40)
+    utils.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
