@@ -13,8 +13,8 @@ the architecture step by `g(f(N(a)))`, an aggregate over neighbors of the curren
 supernet's weights; see neighborhood.py. The neighbors run in one pass, each on its share of the batch, so
 NA-DARTS costs what DARTS costs.
 
-A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json. The same command with
-`--resume FOLDER` goes on from the last epoch, to the same result bit for bit on a CPU.
+A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json. `--resume FOLDER` goes
+on from the last epoch, to the same result bit for bit on a CPU.
 
 Deviations from the original DARTS code: the halves hold the same number of images of each class; images are
 normalised by the mean and deviation of the training set at hand; batches are always full, and those of the
@@ -82,12 +82,18 @@ def parse_args(argv=None):
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
     add("--report_freq", type=int, default=50, help="steps between looks at the loss")
     add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
-    add("--resume", help="go on with the run in this folder; give the same flags as before")
+    add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--quick", action="store_true",
         help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
     # fmt: on
-    if parser.parse_known_args(argv)[0].quick:
+    first = parser.parse_known_args(argv)[0]
+    if first.quick:
         parser.set_defaults(**QUICK)
+    if first.resume:  # the flags that are not given are those of the run
+        try:
+            parser.set_defaults(**utils.saved_args(first.resume))
+        except utils.BadInput as error:
+            parser.error(str(error))
     args = parser.parse_args(argv)
     if args.layers is None:
         args.layers = LAYERS[args.space]
@@ -205,7 +211,7 @@ def main(args):
     device = utils.device_of(args.device)
     checkpoint = utils.load_checkpoint(os.path.join(args.resume, "checkpoint.pt")) if args.resume else None
     if checkpoint:
-        utils.check_same_run(args, checkpoint, ("resume", "save", "device", "data"))
+        utils.check_same_run(args, checkpoint, ("resume", "save", "device", "data", "report_freq"))
     elif args.save and os.path.exists(os.path.join(args.save, "checkpoint.pt")):
         raise utils.BadInput(f"{args.save} holds a run already: give --resume {args.save}, or another --save")
     torch.manual_seed(args.seed)  # the supernet's first weights

@@ -71,6 +71,8 @@ SCHEDULE = {
     "linear": lambda e, E, gamma: 1 - e / E,
     "exponential": lambda e, E, gamma: gamma**e,
 }
+# Flags that may change when a run is resumed, since they change nothing in it.
+MAY_DIFFER = "name seeds data device workers compile report_freq save resume eval".split()
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -182,6 +184,8 @@ def check_args(parser, args, network):
         parser.error("a NAS-Bench-201 network takes small images: use --dataset folder --image_size 16, say")
     if network == "nasbench201" and args.auxiliary:
         parser.error("--auxiliary: a NAS-Bench-201 network has no auxiliary head")
+    if network == "nasbench201" and args.drop_path_prob:
+        parser.error("--drop_path_prob: a NAS-Bench-201 network has no drop path")
     if args.nesterov and args.momentum == 0:
         parser.error("--nesterov needs a --momentum above 0")
     if args.eval and not args.resume:
@@ -295,19 +299,7 @@ def train(args, rank, world, device):
     # The checkpoint to go on from or to test, the cell, this process's share of the work
     checkpoint = utils.load_checkpoint(utils.checkpoint_path(args.resume)) if args.resume else None
     if checkpoint:
-        free = (
-            "resume",
-            "save",
-            "device",
-            "data",
-            "eval",
-            "workers",
-            "report_freq",
-            "compile",
-            "seeds",
-            "name",
-        )
-        utils.check_same_run(args, checkpoint, free)
+        utils.check_same_run(args, checkpoint, MAY_DIFFER)
     elif os.path.exists(os.path.join(args.save, "checkpoint.pt")):
         raise utils.BadInput(f"{args.save} holds a run already: give --resume {args.save}, or another --save")
     arch = parse_architecture(args.arch)
@@ -318,7 +310,9 @@ def train(args, rank, world, device):
     shard = slice(rank, None, world)
     g = utils.generator(args.seed, 1)
     if args.eval:
-        data = checkpoint.get("data", {})
+        data = checkpoint.get("data")
+        if not isinstance(data, dict) or not {"classes", "mean", "std"} <= data.keys():
+            raise utils.BadInput(f"{args.resume} is not a checkpoint of train.py: it names no classes")
     else:
         train_batches, valid_batches, data = load_train(args, device, parts, g, shard)
     test_batches = load_test(args, device, size, shard, data)
@@ -515,6 +509,11 @@ def main(args):
 
 def train_seeds(args, rank, world, device):
     """One training for each seed, in a folder of its own, and their mean and standard deviation."""
+    taken = [seed for seed in args.seeds if os.path.exists(os.path.join(args.save, f"seed-{seed}"))]
+    if taken and not args.resume:
+        raise utils.BadInput(f"{args.save} holds runs already: give --resume {args.save}, or another --save")
+    if world > 1:
+        dist.barrier()  # no process looks for a run that another has just begun
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     results = []
     for seed in args.seeds:

@@ -667,7 +667,8 @@ def check_finite_state(model, loss, where, checkpoint):
 def check_same_run(args, checkpoint, may_differ):
     """Raise BadInput unless the flags are those of the run to resume, those in may_differ apart, and --epochs
     is no less than what it has done."""
-    saved, may_differ = checkpoint["args"], (*may_differ, "epochs")
+    saved = checkpoint["args"]
+    may_differ = {*may_differ, "epochs"}
     if args.epochs < checkpoint["epoch"]:
         raise BadInput(
             f"--epochs {args.epochs} is less than the {checkpoint['epoch']} that {args.resume} has done"

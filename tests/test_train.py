@@ -1,6 +1,5 @@
 """Training: recipes, resuming, the protocol, several processes, bad input."""
 
-import csv
 import json
 import os
 import shutil
@@ -9,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import test_search
 import torch
 import torch.nn.functional as F
 from test_bad_input import DAMAGE
-from test_search import same
 from test_utils import save_images
 
 import train
@@ -38,17 +37,14 @@ def run_train(folder, *flags):
 
 
 def outcome(folder):
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    result = json.loads((folder / "result.json").read_text())
-    return checkpoint, rows, result
+    """A run's checkpoint, metrics and result."""
+    return *test_search.outcome(folder), json.loads((folder / "result.json").read_text())
 
 
 def check_same(whole, parts):
     """Checkpoints, metrics and results of two runs are the same to the bit, but for times and folders."""
     for name in whole[0].keys() - {"rows", "args"}:
-        assert same(whole[0][name], parts[0][name]), name
+        assert test_search.same(whole[0][name], parts[0][name]), name
     assert whole[1] == parts[1]
     without_time = [{k: v for k, v in run[2].items() if k != "seconds"} for run in (whole, parts)]
     assert without_time[0] == without_time[1]
@@ -210,7 +206,7 @@ def test_held_out_part_chooses_the_epoch_and_the_test_set_is_used_once(tmp_path,
     assert (result["epoch"], result["valid_top1"], result["test_top1"]) == (2, 30.0, 99.0)
     assert "test_top1" not in rows[0] and rows[1]["valid_top1"] == "30.0"
     assert checkpoint["best"]["epoch"] == 2
-    assert not same(checkpoint["best"]["model"], checkpoint["model"])
+    assert not test_search.same(checkpoint["best"]["model"], checkpoint["model"])
 
 
 def test_without_a_held_out_part_the_last_epoch_counts(tmp_path, monkeypatch):
@@ -259,6 +255,9 @@ def test_seeds_go_on_where_they_stopped(tmp_path, monkeypatch):
     for seed in (0, 1):
         check_same(outcome(whole / f"seed-{seed}"), outcome(parts / f"seed-{seed}"))
     assert json.loads((whole / "result.json").read_text()) == json.loads((parts / "result.json").read_text())
+    with pytest.raises(utils.BadInput, match="holds runs already"):
+        train.main(train.parse_args([*flags, "--save", str(whole), "--learning_rate", "1"]))
+    assert json.loads((whole / "args.json").read_text())["learning_rate"] == 0.025  # as it was
     # A seed alone is the same training.
     alone = run_train(tmp_path / "alone", "--epochs", 2, "--seed", 1)
     check_same(outcome(whole / "seed-1"), alone)
@@ -398,6 +397,23 @@ def test_parts_that_get_no_gradient():
         assert train.some_parts_are_unused(arch) == any(w.grad is None for w in network.parameters())
 
 
+def test_a_compiled_network_trains_alike(tmp_path, monkeypatch):
+    """With dropped paths too, whose probability changes each epoch. Traced as ever, but not turned into
+    machine code, which takes minutes."""
+    compiled = []
+
+    def traced(network, compile=torch.compile):
+        compiled.append(network)
+        return compile(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    flags = ["--epochs", 2, "--drop_path_prob", 0.3]
+    plain, fast = (run_train(tmp_path / str(len(more)), *flags, *more) for more in ([], ["--compile"]))
+    assert len(compiled) == 1 and plain[0]["model"].keys() == fast[0]["model"].keys()
+    for a, b in zip(plain[1], fast[1], strict=True):
+        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=1e-3)
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_autocast_is_close_to_float32(tmp_path, amp):
     flags = ["--epochs", 1, "--learning_rate", 1e-4, "--drop_path_prob", 0]
@@ -504,6 +520,7 @@ FLAGS = [
     ("--nesterov --momentum 0", "--nesterov needs a --momentum"),
     (f"--arch {NB201} --dataset imagenet", "takes small images"),
     (f"--arch {NB201} --auxiliary", "has no auxiliary head"),
+    (f"--arch {NB201} --drop_path_prob 0.1", "has no drop path"),
     ("--eval", "give --resume"),
     ("--resume no/such/run", "there is no checkpoint no/such/run"),
     ("--eval --resume no/such/run", "there is no checkpoint no/such/run"),
@@ -558,7 +575,7 @@ def test_resume_of_another_configuration(capsys, run):
     assert before == {name: (run / name).read_bytes() for name in os.listdir(run)}
 
 
-def test_a_search_folder_is_no_training_run(capsys, run, tmp_path):
+def test_flags_of_a_run_that_cannot_be_read(capsys, run, tmp_path):
     shutil.copytree(run, tmp_path / "copy")
     (tmp_path / "copy" / "args.json").write_text("{")
     assert "args.json cannot be read" in refused(capsys, "--resume", tmp_path / "copy")
@@ -568,8 +585,9 @@ def test_a_search_folder_is_no_training_run(capsys, run, tmp_path):
 def test_damaged_checkpoint(capsys, run, tmp_path, kind):
     shutil.copytree(run, tmp_path / "copy")
     DAMAGE[kind](tmp_path / "copy" / "checkpoint.pt")
-    error = refused(capsys, "--resume", tmp_path / "copy")
-    assert "start the run anew" in error or "--resume takes" in error or "is not a" in error
+    for more in ([], ["--eval"]):
+        error = refused(capsys, "--resume", tmp_path / "copy", *more)
+        assert "start the run anew" in error or "--resume takes" in error or "is not a" in error
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):
