@@ -136,3 +136,111 @@ AGGREGATE = {
     "median": lambda values: values.quantile(0.5, 0),
     "logsumexp": lambda values: values.logsumexp(0) - math.log(len(values)),
 }
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Samplers
+# ------------------------------------------------------------------------------------------------------------
+#
+# An architecture is a tuple of ints here: one operation index an edge, and whatever rides along (the input
+# nodes of a genotype). An evaluator f takes a list of architectures and returns their errors, lower is
+# better.
+
+
+class Evaluations:
+    """An evaluator with a memory: what was evaluated once is never paid again.
+
+    f: evaluator. budget: most architectures that may be paid, or None. known: errors of all that are paid, in
+    order.
+    """
+
+    def __init__(self, f, budget=None):
+        self.f, self.budget, self.known = f, math.inf if budget is None else budget, {}
+
+    def new(self, archs):
+        """Those of the architectures that are not paid yet, each once."""
+        return [a for a in dict.fromkeys(archs) if a not in self.known]
+
+    def affords(self, archs):
+        return len(self.known) + len(self.new(archs)) <= self.budget
+
+    def __call__(self, archs):
+        """Errors of the architectures, a float64 tensor. Raises ValueError beyond the budget."""
+        new = self.new(archs)
+        if len(self.known) + len(new) > self.budget:
+            raise ValueError(f"a budget of {self.budget} evaluations is exceeded")
+        if new:
+            self.known.update(zip(new, map(float, self.f(new)), strict=True))
+        return torch.tensor([self.known[a] for a in archs], dtype=torch.float64)
+
+
+def discrete_neighbors(arch, shifts, O):  # noqa: E741
+    """The neighbors of an architecture, a list of tuples. shifts: (n, E) as lists; entries of arch beyond E
+    ride along."""
+    return [
+        (*((op + s) % O for op, s in zip(arch, shift, strict=False)), *arch[len(shift) :]) for shift in shifts
+    ]
+
+
+def random_search(evaluations, draw, neighborhood, g, samples=None, wave=1):
+    """NA-RS: random architectures, each scored with g over its neighborhood; RS where that is itself alone.
+
+    evaluations: Evaluations, whose budget ends the search at the first architecture that it does not cover.
+    draw: function that draws an architecture. neighborhood: function of an architecture that lists those
+    which are its neighborhood. g: aggregation, of AGGREGATE. samples: how many to draw, or None with a
+    budget. wave: how many are drawn before their neighborhoods are evaluated, all at once; it changes nothing
+    else. Returns a dict of scores by architecture, in order of drawing: the first of the lowest is the
+    answer. It is empty where the budget does not cover one neighborhood.
+    """
+    scores, drawn = {}, 0
+    # In a small space a budget may never be spent, so the number of draws is bounded too.
+    most = 100 * evaluations.budget if samples is None else samples
+    while drawn < most:
+        wanted, members = [], []
+        while drawn < most and len(wanted) < wave:
+            arch = draw()
+            drawn += 1
+            around = neighborhood(arch)
+            if not evaluations.affords(members + around):
+                most = drawn
+                break
+            wanted.append((arch, around))
+            members += around
+        evaluations(members)
+        for arch, around in wanted:
+            scores.setdefault(arch, g(evaluations(around)).item())
+        if len(evaluations.known) >= evaluations.budget:
+            break
+    return scores
+
+
+def local_search(evaluations, draw, neighborhood, g, starts, samples=None):
+    """NA-LS: best-first local search. A few random starts are evaluated; then, again and again, the best
+    architecture not yet expanded is expanded: all its neighborhood is evaluated, and g over it is its score.
+
+    Arguments as those of random_search; neighborhood may not be the architecture alone. g: None is plain LS,
+    whose scores are the errors of all that was evaluated, and which spends the rest of a budget on a part of
+    the last neighborhood. starts: how many random architectures to begin with. samples: how many to expand,
+    or None with a budget. Of equal errors the first evaluated is expanded first. Returns a dict of scores by
+    architecture, in order: the first of the lowest is the answer.
+    """
+    scores = {}
+    for _ in range(starts):
+        start = [draw()]
+        if not evaluations.affords(start):
+            break
+        evaluations(start)
+    while samples is None or len(scores) < samples:
+        rest = [a for a in evaluations.known if a not in scores]
+        if not rest:
+            break
+        arch = min(rest, key=evaluations.known.get)
+        around = neighborhood(arch)
+        if not evaluations.affords(around):
+            if g is None:
+                rest = evaluations.budget - len(evaluations.known)
+                evaluations(evaluations.new(around)[:rest])
+            break
+        errors = evaluations(around)
+        scores[arch] = None if g is None else g(errors).item()
+    return dict(evaluations.known) if g is None else scores

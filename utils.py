@@ -6,6 +6,7 @@ Both give the same batches whatever the number of processes that share the work.
 """
 
 import argparse
+import bz2
 import csv
 import io
 import itertools
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import pickle
+import re
 import sys
 import time
 import zipfile
@@ -21,7 +23,7 @@ import zlib
 import torch
 import torch.nn.functional as F
 
-from genotypes import to_json
+from genotypes import nasbench201_architectures, parse_architecture, to_json
 
 
 class BadInput(Exception):
@@ -457,6 +459,186 @@ class FilesInOrder:
 
     def __iter__(self):
         return _read(self.loader, self.device, self.normalisation)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The NAS-Bench-201 table
+# ------------------------------------------------------------------------------------------------------------
+
+# The columns of a converted table, less the epochs: data set and part of the official NATS-Bench files.
+# CIFAR-10's `valid` is that of networks trained on half of the training set, its `test` of those trained on
+# all of it, as the official API has it.
+NATS_COLUMNS = {
+    "cifar10_valid": ("cifar10-valid", "x-valid"),
+    "cifar10_test": ("cifar10", "ori-test"),
+    "cifar100_valid": ("cifar100", "x-valid"),
+    "cifar100_test": ("cifar100", "x-test"),
+    "imagenet16_valid": ("ImageNet16-120", "x-valid"),
+    "imagenet16_test": ("ImageNet16-120", "x-test"),
+}
+COLUMN = re.compile(r"\w+_(valid|test)_[1-9]\d*")  # <dataset>_<split>_<epochs>
+
+
+def load_table(path):
+    """The accuracies of NAS-Bench-201 architectures: a dict of column name to float64 tensor (15625,), in
+    percent, in the order of `nasbench201_architectures`, nan where the table has no value.
+
+    path: a CSV file with a column `arch` and columns <dataset>_<split>_<epochs>, or a folder of official
+    NATS-Bench topology files, which is converted to such a file beside it first. Raises BadInput where it
+    cannot be read, an architecture is unknown or doubled, or a value is no percentage.
+    """
+    path = str(path)
+    if os.path.isdir(path):
+        path = convert_nats_bench(path)
+    place = {arch: i for i, arch in enumerate(nasbench201_architectures())}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(
+            f"no table could be read from {path} ({_one_line(error)}): --bench takes a CSV file, or a folder "
+            "of NATS-Bench files"
+        ) from None
+    if not rows or rows[0].count("arch") != 1 or len(set(rows[0])) < len(rows[0]):
+        raise BadInput(f"{path} is not a table: its first line names a column arch, and each column once")
+    header, at = rows[0], rows[0].index("arch")
+    bad = [name for name in header if name != "arch" and not COLUMN.fullmatch(name)]
+    if bad or len(header) < 2:
+        raise BadInput(
+            f"{path} has the columns {', '.join(map(repr, bad or header))}: expected names such as "
+            "cifar10_valid_200"
+        )
+    table = [[math.nan] * len(place) for _ in header]
+    seen = set()
+    for number, row in enumerate(rows[1:], 2):
+        where = f"line {number} of {path}"
+        if len(row) != len(header):
+            raise BadInput(f"{where} has {len(row)} values: expected {len(header)}, as in the first line")
+        i = place.get(row[at])
+        if i is None or i in seen:
+            what = "is no NAS-Bench-201 architecture" if i is None else "stands there twice"
+            raise BadInput(f"{where}: {row[at][:100]!r} {what}")
+        seen.add(i)
+        for c, (column, text) in enumerate(zip(table, row, strict=True)):
+            if text and c != at:
+                try:
+                    column[i] = float(text)
+                except ValueError:
+                    column[i] = -1.0
+                if not 0 <= column[i] <= 100:
+                    raise BadInput(f"{where}: {text[:40]!r} is no percentage")
+    return {
+        name: torch.tensor(column, dtype=torch.float64)
+        for name, column in zip(header, table, strict=True)
+        if name != "arch"
+    }
+
+
+class _NatsUnpickler(pickle.Unpickler):
+    """Admits what the official files hold, and nothing that could run code."""
+
+    def find_class(self, module, name):
+        import collections
+
+        import numpy
+
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("numpy", "dtype"):
+            return numpy.dtype
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
+            return numpy.float64(0).__reduce__()[0]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_nats_file(path):
+    """One official NATS-Bench topology file: (architecture string, accuracies in percent by column name).
+
+    Values are means over the seeds, as the official API's get_more_info(..., is_random=False) gives them.
+    What the file does not hold is left out. Raises BadInput where it is no such file.
+    """
+    try:
+        with bz2.open(path) as file:
+            data = file.read(2**26 + 1)
+        if len(data) > 2**26:
+            raise ValueError("it unpacks to more than 64 MiB")
+        runs = _NatsUnpickler(io.BytesIO(data)).load()
+        arch, values = runs["200"]["arch_str"], {}
+        if not arch.startswith("|"):
+            raise ValueError(f"unknown architecture {arch[:100]!r}")
+        parse_architecture(arch)
+        for epochs in ("200", "12"):
+            for name, (dataset, part) in NATS_COLUMNS.items():
+                results = [
+                    runs[epochs]["all_results"][dataset, seed]["eval_acc1es"].get(f"{part}@{int(epochs) - 1}")
+                    for seed in runs[epochs]["dataset_seed"].get(dataset, ())
+                ]
+                if results and None not in results:
+                    values[f"{name}_{epochs}"] = float(sum(results) / len(results))
+        if not values or not all(0 <= value <= 100 for value in values.values()):
+            raise ValueError("its accuracies are missing or no percentages")
+    except Exception as error:  # what reading arbitrary bytes can raise is not a closed list
+        raise BadInput(
+            f"{path} is not a NATS-Bench topology file ({_one_line(error)[:120]}): take it from the official "
+            "archive anew"
+        ) from None
+    return arch, values
+
+
+def _read_nats_file(path):
+    try:
+        return path, read_nats_file(path), None
+    except BadInput as error:
+        return path, None, str(error)
+
+
+def convert_nats_bench(folder):
+    """Convert a folder of official NATS-Bench topology files, NNNNNN.pickle.pbz2, to FOLDER.csv beside it.
+    Returns that file's path.
+
+    The files are read one at a time by each core. What is done is kept in FOLDER.csv.part, so that an
+    interrupted conversion goes on where it stopped. A finished FOLDER.csv is used as it is.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+
+    from tqdm import tqdm
+
+    target = f"{os.path.abspath(folder)}.csv"
+    if os.path.exists(target):
+        return target
+    names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d{6}\.pickle\.pbz2", name))
+    if not names:
+        raise BadInput(f"{folder} holds no NATS-Bench files: expected NNNNNN.pickle.pbz2")
+    columns = [f"{name}_{epochs}" for epochs in (200, 12) for name in NATS_COLUMNS]
+    done = {}
+    try:
+        with open(f"{target}.part", "a+", newline="", encoding="utf-8") as part:
+            part.seek(0)
+            lines = part.read().split("\n")
+            for line in lines[:-1]:  # a line that a kill cut short has no end, and is not counted
+                name, *row = line.split(",")
+                done[name] = row
+            part.truncate(sum(len(line) + 1 for line in lines[:-1]))
+            left = [os.path.join(folder, name) for name in names if name not in done]
+            with ProcessPoolExecutor(os.cpu_count()) as pool:
+                results = pool.map(_read_nats_file, left, chunksize=8)
+                for path, result, error in tqdm(results, "converting", len(left), disable=None, leave=False):
+                    if error:
+                        pool.shutdown(cancel_futures=True)
+                        raise BadInput(error)
+                    arch, values = result
+                    name = os.path.basename(path)
+                    done[name] = [arch, *(repr(values[c]) if c in values else "" for c in columns)]
+                    part.write(",".join([name, *done[name]]) + "\n")
+                    part.flush()
+        rows = [",".join(done[name]) for name in names]
+        write_file(target, "\n".join([",".join(["arch", *columns]), *rows]) + "\n")
+        os.remove(f"{target}.part")
+    except OSError as error:
+        raise BadInput(
+            f"{target} cannot be written ({_one_line(error)}): put the folder where files can be written"
+        ) from None
+    return target
 
 
 # ------------------------------------------------------------------------------------------------------------
