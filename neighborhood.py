@@ -214,33 +214,58 @@ def random_search(evaluations, draw, neighborhood, g, samples=None, wave=1):
     return scores
 
 
-def local_search(evaluations, draw, neighborhood, g, starts, samples=None):
+def local_search(evaluations, draw, neighborhood, g, starts, samples=None, score="known"):
     """NA-LS: best-first local search. A few random starts are evaluated; then, again and again, the best
-    architecture not yet expanded is expanded: all its neighborhood is evaluated, and g over it is its score.
+    architecture not yet expanded is expanded: all its neighborhood is evaluated.
 
     Arguments as those of random_search; neighborhood may not be the architecture alone. g: None is plain LS,
-    whose scores are the errors of all that was evaluated, and which spends the rest of a budget on a part of
-    the last neighborhood. starts: how many random architectures to begin with. samples: how many to expand,
-    or None with a budget. Of equal errors the first evaluated is expanded first. Returns a dict of scores by
-    architecture, in order: the first of the lowest is the answer.
+    whose scores are the errors of all that was evaluated. starts: how many random architectures to begin
+    with. samples: how many to expand, or None with a budget. The rest of a budget goes to a part of the last
+    neighborhood. Of equal errors the first evaluated is expanded first.
+    score: what is compared in the end. "whole": g over the neighborhoods of what was expanded. "known": of
+    all that was evaluated, half its error and half g over the known part of its neighborhood, to which five
+    times the mean of all known errors is added, so that few known neighbors say little.
+    Returns a dict of scores by architecture, in order: the first of the lowest is the answer.
     """
-    scores = {}
+    known, expanded = evaluations.known, {}
     for _ in range(starts):
         start = [draw()]
         if not evaluations.affords(start):
             break
         evaluations(start)
-    while samples is None or len(scores) < samples:
-        rest = [a for a in evaluations.known if a not in scores]
-        if not rest:
+    while samples is None or len(expanded) < samples:
+        rest = [a for a in known if a not in expanded]
+        if not rest or len(known) >= evaluations.budget:
             break
-        arch = min(rest, key=evaluations.known.get)
+        arch = min(rest, key=known.get)
         around = neighborhood(arch)
         if not evaluations.affords(around):
-            if g is None:
-                rest = evaluations.budget - len(evaluations.known)
-                evaluations(evaluations.new(around)[:rest])
+            evaluations(evaluations.new(around)[: evaluations.budget - len(known)])
             break
-        errors = evaluations(around)
-        scores[arch] = None if g is None else g(errors).item()
-    return dict(evaluations.known) if g is None else scores
+        evaluations(around)
+        expanded[arch] = around
+    if g is None:
+        return dict(known)
+    if score == "whole":
+        return {a: g(evaluations(around)).item() for a, around in expanded.items()}
+    prior = [sum(known.values()) / len(known)] * 5
+    lengths = {}  # those with as many known neighbors are scored together
+    for a in known:
+        part = [known[b] for b in expanded.get(a) or neighborhood(a) if b in known]
+        lengths.setdefault(len(part), {})[a] = part + prior
+    around = {}
+    for group in lengths.values():
+        errors = torch.tensor(list(group.values()), dtype=torch.float64)
+        around.update(zip(group, g(errors.T).tolist(), strict=True))
+    return {a: (error + around[a]) / 2 for a, error in known.items()}
+
+
+def table_neighborhoods(O, shifts):  # noqa: E741
+    """The neighborhoods of all O ** E architectures of a whole table, as places in it: (O ** E, n).
+
+    Architecture `ops` (E,) stands at place sum_e ops[e] * O ** (E - 1 - e). shifts: (n, E) from ball_shifts.
+    With errors (O ** E,), `g(errors[table_neighborhoods(O, shifts)].T)` is g(f(N(a))) of every architecture.
+    """
+    powers = O ** torch.arange(shifts.shape[1] - 1, -1, -1)
+    ops = torch.arange(O ** shifts.shape[1])[:, None] // powers % O  # (O ** E, E)
+    return torch.stack([((ops + shift) % O) @ powers for shift in shifts], 1)

@@ -1,10 +1,13 @@
-"""Search for a cell: DARTS and NA-DARTS.
+"""Search for a cell: DARTS and NA-DARTS, random and local search and their neighborhood-aware forms.
 
     python search.py --neighborhood 1 --agg mean       NA-DARTS on CIFAR-10, downloaded on first use
     python search.py --neighborhood 0                  plain DARTS, first order
     python search.py --neighborhood 0 --unrolled       plain DARTS, second order
     python search.py --dataset folder --data DIR --image_size 32
     python search.py --space nasbench201
+    python search.py --algo rs --space nasbench201 --bench T.csv                  NA-RS on the table
+    python search.py --algo ls --space nasbench201 --bench T.csv --budget 200     NA-LS on the table
+    python search.py --algo rs --neighborhood 0 --budget 100 --repeats 500 ...    RS, mean and deviation
     python search.py --quick                           two minutes on a CPU, without any data
 
 DARTS (Liu, Simonyan, Yang; ICLR 2019) trains the weights of a supernet on one half of the training set, and
@@ -12,6 +15,10 @@ its architecture parameters on the other half, in alternating steps. NA-DARTS re
 the architecture step by `g(f(N(a)))`, an aggregate over neighbors of the current mixture that share the
 supernet's weights; see neighborhood.py. The neighbors run in one pass, each on its share of the batch, so
 NA-DARTS costs what DARTS costs.
+
+NA-RS draws architectures and keeps the one with the best g over its neighborhood; NA-LS is a best-first local
+search; with --neighborhood 0 they are RS and LS. They search on a column of a table of NAS-Bench-201
+accuracies, --bench, and report the others.
 
 A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json. `--resume FOLDER` goes
 on from the last epoch, to the same result bit for bit on a CPU.
@@ -33,9 +40,28 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import utils
-from genotypes import PARAMETER_FREE, SPACES, format_architecture, operations, read_cell
+from genotypes import (
+    PARAMETER_FREE,
+    SPACES,
+    format_architecture,
+    nasbench201_architectures,
+    operations,
+    read_cell,
+)
 from model_search import SUPERNETS, running_statistics_kept
-from neighborhood import AGGREGATE, PERTURB, neighbors, sample_shifts
+from neighborhood import (
+    AGGREGATE,
+    PERTURB,
+    Evaluations,
+    ball_shifts,
+    ball_size,
+    discrete_neighbors,
+    local_search,
+    neighbors,
+    random_search,
+    sample_shifts,
+    table_neighborhoods,
+)
 
 LAYERS = {"darts": 8, "nasbench201": 5}
 QUICK = dict(
@@ -48,14 +74,26 @@ def parse_args(argv=None):
     add = parser.add_argument
     # fmt: off
     # The method
+    add("--algo", choices=("darts", "rs", "ls"), default="darts",
+        help="gradient, random or local search; neighborhood-aware unless --neighborhood is 0")
     add("--neighborhood", type=int, default=1, help="radius d of the neighborhood; 0 is plain DARTS")
     add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' losses")
-    add("--neighbors", type=int, default=8, help="neighbors n, sampled anew for each step")
+    add("--neighbors", type=int, help="neighbors n, sampled anew each time (default: 8; rs, ls: 0, the whole "
+        "neighborhood)")
     add("--neighbor_batch", choices=("split", "repeat"), default="split",
         help="split: each neighbor has its share of the batch; repeat: all of it, at n times the cost")
     add("--perturb", choices=PERTURB, default="roll", help="what a neighbor does to a changed edge")
     add("--weight_step", choices=("center", "neighbors"), default="center", help="what trains the weights")
     add("--unrolled", action="store_true", help="second order: look one weight step ahead")
+    # Sampling algorithms, and the table
+    add("--bench", help="NAS-Bench-201 accuracies: a CSV file, or a folder of official NATS-Bench files")
+    add("--bench_metric", default="cifar10_valid_200", help="the table's column that rs and ls search on")
+    add("--samples", type=int, help="architectures to draw (rs) or to expand (ls) (default: rs 1000)")
+    add("--budget", type=int, help="most evaluations, each architecture paid once (default: ls 200)")
+    add("--starts", type=int, help="random architectures that ls begins with (default: 2/5 of the budget)")
+    add("--ls_score", choices=("known", "whole"), default="known",
+        help="what NA-LS compares in the end: all it evaluated, or those whose neighborhood it has in full")
+    add("--repeats", type=int, default=1, help="independent repeats of rs or ls")
     # The supernet
     add("--space", choices=SPACES, default="darts", help="search space")
     add("--init_channels", type=int, default=16, help="channels of the first cells")
@@ -90,11 +128,19 @@ def parse_args(argv=None):
     if first.quick:
         parser.set_defaults(**QUICK)
     if first.resume:  # the flags that are not given are those of the run
+        if first.save not in (None, first.resume):
+            parser.error("--resume goes on in its own folder: leave --save out")
         try:
             parser.set_defaults(**utils.saved_args(first.resume))
         except utils.BadInput as error:
             parser.error(str(error))
     args = parser.parse_args(argv)
+    if args.neighbors is None:
+        args.neighbors = 8 if args.algo == "darts" else 0
+    if args.algo != "darts" and args.samples is None and args.budget is None:
+        args.samples, args.budget = (1000, None) if args.algo == "rs" else (None, 200)
+    if args.algo == "ls" and args.starts is None:
+        args.starts = max(1, 2 * args.budget // 5) if args.budget else 10
     if args.layers is None:
         args.layers = LAYERS[args.space]
     if args.cutout_length is None:
@@ -108,10 +154,12 @@ def check_args(parser, args):
     space = SPACES[args.space]
     edges = len(space.cells) * len(space.edges)
     ranges = dict(
-        neighborhood=(0, edges), neighbors=(1, 4096), init_channels=(1, 4096), image_size=(8, 1024),
+        neighborhood=(0, edges), neighbors=(1 if args.algo == "darts" else 0, 4096), samples=(1, 1_000_000),
+        budget=(1, 15_625), starts=(1, args.budget or 15_625), repeats=(1, 100_000),
+        init_channels=(1, 4096), image_size=(8, 1024),
         layers=(3 if args.space == "darts" else 1, 1000), train_portion=(0.01, 0.99),
-        cutout_length=(1, args.image_size),
-        epochs=(1, 100_000), batch_size=(1, 65_536), learning_rate=(1e-8, 100),
+        cutout_length=(1, args.image_size), epochs=(1, 100_000), batch_size=(1, 65_536),
+        learning_rate=(1e-8, 100),
         learning_rate_min=(0, args.learning_rate), momentum=(0, 0.9999), weight_decay=(0, 1),
         grad_clip=(1e-8, 1e8), arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), seed=(0, 2**40),
         report_freq=(1, 1_000_000),
@@ -120,8 +168,25 @@ def check_args(parser, args):
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name} {value} is out of range: it lies between {low} and {high}")
-    if args.resume and args.save not in (None, args.resume):
-        parser.error("--resume goes on in its own folder: leave --save out")
+    if args.bench and args.space != "nasbench201":
+        parser.error("--bench holds NAS-Bench-201 architectures: give --space nasbench201")
+    if args.algo != "darts":
+        if not args.bench:
+            parser.error(f"--algo {args.algo} searches on a table: give --bench FILE --space nasbench201")
+        if args.resume:
+            parser.error(f"--algo {args.algo} on a table takes seconds and is not resumed: run it anew")
+        ball = args.neighbors or ball_size(edges, len(space.ops), args.neighborhood)
+        if args.algo == "rs" and args.budget and args.budget < ball:
+            parser.error(
+                f"--budget {args.budget} does not cover a neighborhood of {ball}: raise it, or sample fewer "
+                "--neighbors"
+            )
+        return
+    for name in ("samples", "budget", "starts"):
+        if getattr(args, name) is not None:
+            parser.error(f"--{name} is a flag of --algo rs and ls")
+    if args.repeats > 1:
+        parser.error("--repeats is a flag of --algo rs and ls: give other seeds instead")
     cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"
     if args.neighborhood and cut and args.batch_size % args.neighbors:
         parser.error(
@@ -204,8 +269,122 @@ def evaluate(model, images, labels, index, batch_size, normalisation):
     return loss / len(index), 100 * correct / len(index)
 
 
+def accuracies(table, arch):
+    """The columns of a table for an architecture string, in percent; None where it has no value."""
+    if not table:
+        return {}
+    place = nasbench201_architectures().index(arch)
+    return {name: None if column[place].isnan() else column[place].item() for name, column in table.items()}
+
+
+def search_table(args):
+    """RS, NA-RS, LS and NA-LS on a table of accuracies: independent repeats, with mean and deviation of all
+    columns of the architectures found."""
+    from tqdm import tqdm
+
+    table = utils.load_table(args.bench)
+    if args.bench_metric not in table:
+        raise utils.BadInput(
+            f"--bench_metric {args.bench_metric} is no column of {args.bench}: it has {', '.join(table)}"
+        )
+    if args.save and os.path.exists(os.path.join(args.save, "result.json")):
+        raise utils.BadInput(f"{args.save} holds a result already: give another --save")
+    errors, g = 100 - table[args.bench_metric], AGGREGATE[args.agg]
+    names, space, rng = nasbench201_architectures(), SPACES[args.space], utils.generator(args.seed, 4)
+    E, O = len(space.edges), len(space.ops)  # noqa: E741
+    powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place in the table is ops @ powers
+    method = ("NA-" if args.neighborhood else "") + args.algo.upper()
+    args.save = args.save or utils.new_run_path("search", f"{method.lower()}-{args.space}")
+    ball = ball_shifts(E, O, args.neighborhood)
+    moves = ball.tolist() if args.neighborhood else ball_shifts(E, O, 1).tolist()  # of LS
+
+    def f(archs):
+        places = torch.tensor(archs) @ powers
+        found = errors[places]
+        check_found(found, places)
+        return found.tolist()
+
+    def check_found(found, places):
+        missing = places[found.isnan()].flatten()
+        if len(missing):
+            raise utils.BadInput(
+                f"{args.bench} has no {args.bench_metric} of {names[missing[0]]}: complete the table, or "
+                "search on another column"
+            )
+
+    def draw():
+        return tuple(torch.randint(O, (E,), generator=rng).tolist())
+
+    def neighborhood(arch):
+        shifts = moves if args.algo == "ls" else ball.tolist()
+        if args.neighbors and (args.neighborhood or args.algo == "ls"):
+            shifts = sample_shifts(E, O, max(1, args.neighborhood), args.neighbors, rng).tolist()
+        return discrete_neighbors(arch, shifts, O)
+
+    whole = args.algo == "rs" and args.budget is None and not (args.neighbors and args.neighborhood)
+    if whole:  # every architecture's score is known before any is drawn
+        members = table_neighborhoods(O, ball)
+        scores = g(errors[members].T)
+    rows = []
+    for repeat in tqdm(range(1, args.repeats + 1), unit="repeat", disable=None, leave=False):
+        if whole:
+            drawn = torch.randint(O, (args.samples, E), generator=rng) @ powers
+            check_found(errors[members[drawn]], members[drawn])
+            place = drawn[scores[drawn].argmin()].item()  # the first of the lowest
+            seen = torch.zeros(len(errors), dtype=torch.bool)
+            seen[members[drawn]] = True
+            score, paid = scores[place].item(), seen.sum().item()
+        else:
+            evaluations = Evaluations(f, args.budget)
+            if args.algo == "rs":
+                found = random_search(evaluations, draw, neighborhood, g, args.samples)
+            else:
+                aggregate = g if args.neighborhood else None
+                found = local_search(
+                    evaluations, draw, neighborhood, aggregate, args.starts, args.samples, args.ls_score
+                )
+            if not found:
+                raise utils.BadInput(
+                    f"--budget {args.budget} is spent before any neighborhood is whole: raise it, or lower "
+                    f"--starts {args.starts}"
+                )
+            arch = min(found, key=found.get)
+            place, score, paid = (torch.tensor(arch) @ powers).item(), found[arch], len(evaluations.known)
+        columns = {name: column[place].item() for name, column in table.items()}
+        rows.append({"repeat": repeat, "arch": names[place], "score": score, "evaluations": paid, **columns})
+    folder = utils.RunFolder(args.save, args)
+    folder.write_metrics(rows)
+    folder.write_genotype(rows[0]["arch"])
+    values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in table}
+    result = {
+        "algo": method,
+        "arch": rows[0]["arch"],
+        "row": {name: rows[0][name] for name in table},
+        "repeats": args.repeats,
+        "evaluations": sum(row["evaluations"] for row in rows) / len(rows),
+        "columns": {
+            name: {"mean": v.mean().item(), "std": v.std().item() if len(v) > 1 else None}
+            for name, v in values.items()
+        },
+    }
+    folder.write_json("result.json", result)
+    folder.log(
+        f"{method} on {args.bench_metric}: {args.repeats} repeats, {result['evaluations']:.1f} evaluations "
+        "each\n"
+        f"  {result['arch']} (first repeat): "
+        + ", ".join(f"{name} {value:.2f}" for name, value in result["row"].items())
+    )
+    for name, column in result["columns"].items():
+        spread = "" if column["std"] is None else f" +- {column['std']:.2f}"
+        folder.log(f"  {name} {column['mean']:.2f}{spread} %")
+    folder.log(f"run folder {folder.path}")
+
+
 def main(args):
     from tqdm import tqdm
+
+    if args.algo != "darts":
+        return search_table(args)
 
     # Device, data, generators. Each source of random numbers is its own seeded stream.
     device = utils.device_of(args.device)
@@ -216,6 +395,7 @@ def main(args):
         raise utils.BadInput(f"{args.save} holds a run already: give --resume {args.save}, or another --save")
     torch.manual_seed(args.seed)  # the supernet's first weights
     split_g, weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(4))
+    table = utils.load_table(args.bench) if args.bench else None
     images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size)
     mean, std = utils.channel_statistics(images)
     weight_half, arch_half = utils.split_balanced(labels, args.train_portion, split_g)
@@ -342,6 +522,7 @@ def main(args):
                 "parameter_free": sum(op in PARAMETER_FREE for op in chosen),
                 "seconds": round(time.perf_counter() - started, 3),
                 "genotype": format_architecture(arch),
+                **accuracies(table, arch),
             }
         )
         folder.save(parts, epoch, rows, args)
@@ -352,6 +533,9 @@ def main(args):
             "neighborhood loss {neighborhood_loss:.4f}, {skip_connects} skip connections, {parameter_free} "
             "parameter-free, {seconds:.1f} s\n  {genotype}".format(**rows[-1])
         )
+        if table:
+            found = accuracies(table, arch).items()
+            folder.log("  table: " + ", ".join(f"{n} {v:.2f}" for n, v in found if v is not None))
     bar.close()
     arch = read_cell(space, model.mixture())
     folder.write_genotype(arch)

@@ -1,0 +1,334 @@
+"""RS, NA-RS, LS and NA-LS on small made-up tables, against slow plain versions, and as the script runs
+them."""
+
+import csv
+import itertools
+import json
+import os
+
+import pytest
+import torch
+from test_table import data
+
+import search
+import utils
+from genotypes import SPACES, nasbench201_architectures, operations, parse_architecture
+from neighborhood import (
+    AGGREGATE,
+    Evaluations,
+    ball_shifts,
+    discrete_neighbors,
+    local_search,
+    random_search,
+    table_neighborhoods,
+)
+
+E, O = 3, 3  # noqa: E741
+ARCHS = list(itertools.product(range(O), repeat=E))
+MEAN = AGGREGATE["mean"]
+# A sharp minimum at (0, 0, 0), whose neighbors are bad, and a flat one around (2, 2, 2).
+ERROR = {a: 30.0 + 7 * a[0] + 3 * a[1] + a[2] for a in ARCHS}
+for a in ARCHS:
+    changes = sum(op != 2 for op in a)
+    if changes <= 1:
+        ERROR[a] = 10.0 + changes
+    if sum(op != 0 for op in a) == 1:
+        ERROR[a] = 90.0
+ERROR[0, 0, 0] = 5.0
+
+
+def f(archs):
+    return [ERROR[a] for a in archs]
+
+
+def ball(a, radius=1):
+    """Slow: every architecture that differs on at most so many edges, the center first."""
+    return sorted((b for b in ARCHS if differ(a, b) <= radius), key=lambda b: b != a)
+
+
+def differ(a, b):
+    return sum(x != y for x, y in zip(a, b, strict=True))
+
+
+def around(a, radius=1):
+    return discrete_neighbors(a, ball_shifts(E, O, radius).tolist(), O)
+
+
+def drawer(seed):
+    g = torch.Generator().manual_seed(seed)
+    return lambda: tuple(torch.randint(O, (E,), generator=g).tolist())
+
+
+def best(scores):
+    return min(scores, key=scores.get)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 3])
+def test_discrete_neighbors_are_the_ball(radius):
+    for a in ARCHS:
+        got = around(a, radius)
+        assert got[0] == a and sorted(got) == sorted(ball(a, radius))
+    carried = discrete_neighbors((0, 1, 2, 7, 8), [[0, 0, 0], [1, 0, 2]], O)
+    assert carried == [(0, 1, 2, 7, 8), (1, 1, 1, 7, 8)]  # what rides along stays
+
+
+@pytest.mark.parametrize("agg", AGGREGATE)
+@pytest.mark.parametrize("radius", [0, 1, 2])
+def test_neighborhoods_of_a_whole_table(agg, radius):
+    errors = torch.tensor(f(ARCHS), dtype=torch.float64)
+    places = table_neighborhoods(O, ball_shifts(E, O, radius))
+    scores = AGGREGATE[agg](errors[places].T)
+    for a, score in zip(ARCHS, scores, strict=True):
+        members = torch.tensor(f(ball(a, radius)), dtype=torch.float64)
+        assert score.item() == pytest.approx(AGGREGATE[agg](members).item())
+
+
+def test_the_memory_pays_once_and_within_the_budget():
+    asked = []
+    evaluations = Evaluations(lambda archs: asked.extend(archs) or f(archs), budget=3)
+    a, b, c, d = ARCHS[:4]
+    assert evaluations([a, b, a]).tolist() == f([a, b, a]) and asked == [a, b]
+    assert evaluations.affords([a, b, c]) and not evaluations.affords([c, d])
+    with pytest.raises(ValueError, match="a budget of 3 evaluations is exceeded"):
+        evaluations([c, d])
+    assert evaluations([b, c]).tolist() == f([b, c]) and asked == [a, b, c]
+    assert list(evaluations.known) == [a, b, c]
+
+
+def test_flat_and_sharp_minima():
+    """With enough centers RS finds the sharp minimum, and NA-RS and NA-LS the flat one."""
+    assert best(random_search(Evaluations(f), drawer(0), lambda a: [a], MEAN, 500)) == (0, 0, 0)
+    assert best(random_search(Evaluations(f), drawer(0), around, MEAN, 500)) == (2, 2, 2)
+    assert best(local_search(Evaluations(f), drawer(0), around, None, 27, 27)) == (0, 0, 0)
+    assert best(local_search(Evaluations(f), drawer(0), around, MEAN, 5, 27, "whole")) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("wave", [1, 2, 5])
+@pytest.mark.parametrize("samples,budget", [(6, None), (None, 20), (4, 15), (None, 7)])
+def test_random_search_equals_a_plain_one(samples, budget, wave):
+    for seed in range(20):
+        draw, paid, scores = drawer(seed), [], {}
+        for _ in range(samples or 10_000):
+            if len(paid) == budget:
+                break
+            a = draw()
+            new = [b for b in ball(a) if b not in paid]
+            if budget and len(paid) + len(new) > budget:
+                break
+            paid += new
+            scores.setdefault(a, sum(f(ball(a))) / len(ball(a)))
+        evaluations = Evaluations(f, budget)
+        got = random_search(evaluations, drawer(seed), around, MEAN, samples, wave)
+        assert list(got) == list(scores) and got == pytest.approx(scores)
+        assert sorted(evaluations.known) == sorted(paid)
+
+
+@pytest.mark.parametrize("samples,budget", [(4, None), (None, 20), (2, 15)])
+@pytest.mark.parametrize("kind", ["plain", "whole", "known"])
+def test_local_search_equals_a_plain_one(samples, budget, kind):
+    for seed in range(20):
+        draw, paid, expanded = drawer(seed), [], []
+        for _ in range(4):
+            a = draw()
+            if a not in paid:
+                paid.append(a)
+        while samples is None or len(expanded) < samples:
+            left = [a for a in paid if a not in expanded]
+            if not left or len(paid) == budget:
+                break
+            a = sorted(left, key=lambda a: (ERROR[a], paid.index(a)))[0]
+            new = [b for b in around(a) if b not in paid]
+            if budget and len(paid) + len(new) > budget:
+                paid += new[: budget - len(paid)]
+                break
+            paid += new
+            expanded.append(a)
+        mean = sum(f(paid)) / len(paid)
+        scores = {}
+        for a in paid:
+            known = [ERROR[b] for b in ball(a) if b in paid]
+            if kind == "plain":
+                scores[a] = ERROR[a]
+            elif kind == "known":
+                scores[a] = (ERROR[a] + (sum(known) + 5 * mean) / (len(known) + 5)) / 2
+            elif a in expanded:
+                scores[a] = sum(known) / len(known)
+        evaluations = Evaluations(f, budget)
+        g = None if kind == "plain" else MEAN
+        got = local_search(evaluations, drawer(seed), around, g, 4, samples, kind)
+        assert got == pytest.approx(scores) and list(evaluations.known) == paid
+
+
+def test_a_budget_is_never_exceeded_and_small_spaces_end():
+    for budget in (1, 6, 7, 26, 27):
+        for search_ in (
+            lambda ev: random_search(ev, drawer(0), around, MEAN),
+            lambda ev: local_search(ev, drawer(0), around, MEAN, 3),
+            lambda ev: local_search(ev, drawer(0), around, None, 3),
+        ):
+            evaluations = Evaluations(f, budget)
+            search_(evaluations)
+            assert len(evaluations.known) <= budget
+    assert random_search(Evaluations(f, 6), drawer(0), around, MEAN) == {}
+
+
+def test_of_equal_scores_the_first_is_the_answer():
+    scores = random_search(Evaluations(lambda archs: [1.0] * len(archs)), drawer(3), around, MEAN, 9)
+    draw = drawer(3)
+    assert best(scores) == draw()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The script
+# ------------------------------------------------------------------------------------------------------------
+
+NAMES = nasbench201_architectures()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A made-up table: the error grows with distance from one architecture, with some noise."""
+    g = torch.Generator().manual_seed(0)
+    ops = torch.tensor(list(itertools.product(range(5), repeat=6)))
+    value = 90 - 10 * (ops != torch.tensor([3, 1, 3, 2, 3, 0])).sum(1) + torch.rand(len(ops), generator=g)
+    other = (value + 5 * torch.rand(len(ops), generator=g)).tolist()
+    path = tmp_path_factory.mktemp("table") / "t.csv"
+    rows = [f"{name},{v:.4f},{o:.4f}" for name, v, o in zip(NAMES, value.tolist(), other, strict=True)]
+    path.write_text("\n".join(["arch,cifar10_valid_200,cifar100_test_200", *rows]) + "\n")
+    return path
+
+
+def run_search(table, folder, flags):
+    flags = f"--space nasbench201 --bench {table} --save {folder} {flags}"
+    search.main(search.parse_args(flags.split()))
+    with open(folder / "metrics.csv", newline="") as file:
+        return json.loads((folder / "result.json").read_text()), list(csv.DictReader(file))
+
+
+RUNS = {
+    "RS": "--algo rs --neighborhood 0 --budget 50",
+    "NA-RS": "--algo rs --samples 40",
+    "NA-RS, sampled": "--algo rs --samples 40 --neighbors 5",
+    "NA-RS, budget": "--algo rs --budget 60 --agg median",
+    "LS": "--algo ls --neighborhood 0 --budget 80",
+    "NA-LS": "--algo ls --budget 80",
+    "NA-LS, whole": "--algo ls --budget 80 --ls_score whole --starts 10",
+    "NA-LS, radius 2": "--algo ls --samples 2 --neighborhood 2 --neighbors 30 --starts 5",
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_a_run_reports(table, tmp_path, name):
+    result, rows = run_search(table, tmp_path / "run", RUNS[name] + " --repeats 3")
+    assert result["algo"] == name.split(",")[0] and len(rows) == result["repeats"] == 3
+    values = utils.load_table(table)
+    for row in rows:
+        place = NAMES.index(row["arch"])
+        assert all(float(row[column]) == value[place].item() for column, value in values.items())
+    for column in values:
+        found = torch.tensor([float(row[column]) for row in rows], dtype=torch.float64)
+        assert result["columns"][column]["mean"] == pytest.approx(found.mean().item())
+        assert result["columns"][column]["std"] == pytest.approx(found.std().item())
+    paid = [int(row["evaluations"]) for row in rows]
+    assert result["evaluations"] == pytest.approx(sum(paid) / 3)
+    budget = json.loads((tmp_path / "run" / "args.json").read_text())["budget"]
+    assert budget is None or max(paid) <= budget
+    assert result["arch"] == rows[0]["arch"] == parse_architecture(str(tmp_path / "run"))
+    assert result["row"] == {column: float(rows[0][column]) for column in values}
+    assert len({row["arch"] for row in rows}) > 1 or name.startswith(("LS", "NA-LS"))
+    again, again_rows = run_search(table, tmp_path / "again", RUNS[name] + " --repeats 3")
+    assert (again, again_rows) == (result, rows)
+    other, other_rows = run_search(table, tmp_path / "other", RUNS[name] + " --repeats 3 --seed 9")
+    assert other_rows != rows
+
+
+@pytest.mark.parametrize("radius,agg", [(0, "mean"), (1, "mean"), (1, "max"), (2, "median")])
+def test_fast_random_search_equals_the_plain_one(table, tmp_path, radius, agg):
+    """--samples with whole neighborhoods, which the script looks up in the whole table at once."""
+    flags = f"--algo rs --samples 30 --repeats 4 --neighborhood {radius} --agg {agg}"
+    _, rows = run_search(table, tmp_path / "run", flags)
+    errors = 100 - utils.load_table(table)["cifar10_valid_200"]
+    g, shifts = utils.generator(2, 4), ball_shifts(6, 5, radius).tolist()
+    powers = 5 ** torch.arange(5, -1, -1)
+    for row in rows:
+        evaluations = Evaluations(lambda archs: errors[torch.tensor(archs) @ powers].tolist())
+        scores = random_search(
+            evaluations,
+            lambda: tuple(torch.randint(5, (6,), generator=g).tolist()),
+            lambda a: discrete_neighbors(a, shifts, 5),
+            AGGREGATE[agg],
+            30,
+        )
+        ops = [SPACES["nasbench201"].ops.index(op) for op in operations(row["arch"])]
+        assert best(scores) == tuple(ops)
+        assert float(row["score"]) == pytest.approx(scores[best(scores)])
+        assert int(row["evaluations"]) == len(evaluations.known)
+
+
+def refused(capsys, *flags):
+    with pytest.raises(SystemExit) as stop:
+        utils.run(search.main, search.parse_args([str(flag) for flag in flags]))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "error: " in error
+    return error
+
+
+FLAGS = [
+    ("--algo rs", "searches on a table: give --bench"),
+    ("--algo rs --bench t.csv", "give --space nasbench201"),
+    ("--algo ls --space nasbench201 --bench t.csv --budget 0", "--budget 0 is out of range"),
+    ("--algo rs --space nasbench201 --bench t.csv --budget 24", "does not cover a neighborhood of 25"),
+    ("--algo rs --space nasbench201 --bench t.csv --samples -1", "--samples -1 is out of range"),
+    ("--algo ls --space nasbench201 --bench t.csv --budget 50 --starts 51", "--starts 51 is out of range"),
+    ("--algo rs --space nasbench201 --bench t.csv --neighborhood 7", "between 0 and 6"),
+    ("--algo rs --space nasbench201 --bench t.csv --resume r", "there is no checkpoint r"),
+    ("--space nasbench201 --budget 50", "--budget is a flag of --algo rs and ls"),
+    ("--repeats 2", "--repeats is a flag of --algo rs and ls"),
+    ("--algo rs --space nasbench201 --bench no.csv", "no table could be read from no.csv"),
+]
+
+
+@pytest.mark.parametrize("flags,message", FLAGS, ids=[flags for flags, _ in FLAGS])
+def test_flags(capsys, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *flags.split())
+    assert os.listdir(tmp_path) == []
+
+
+def test_tables_that_do_not_serve(capsys, tmp_path, table):
+    flags = ["--space", "nasbench201", "--save", tmp_path / "run", "--bench"]
+    error = refused(capsys, *flags, table, "--algo", "rs", "--bench_metric", "cifar10_test_12")
+    assert "is no column of" in error and "cifar10_valid_200, cifar100_test_200" in error
+    partial = tmp_path / "partial.csv"
+    partial.write_text("\n".join(table.read_text().splitlines()[:100]) + "\n")
+    for algo in ("rs", "ls"):
+        assert "has no cifar10_valid_200 of |" in refused(capsys, *flags, partial, "--algo", algo)
+    error = refused(
+        capsys, *flags, table, "--algo", "ls", "--budget", 30, "--starts", 30, "--ls_score", "whole"
+    )
+    assert "is spent before any neighborhood is whole" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_gradient_search_reports_the_table(table, tmp_path, capsys):
+    flags = "--dataset shapes --image_size 8 --init_channels 2 --layers 1 --batch_size 496 --epochs 1"
+    flags = f"{flags} --device cpu --space nasbench201 --bench {table} --save {tmp_path / 'run'}"
+    search.main(search.parse_args(flags.split()))
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        [row] = csv.DictReader(file)
+    place = NAMES.index(row["genotype"])
+    for column, value in utils.load_table(table).items():
+        assert float(row[column]) == value[place].item()
+        assert (
+            f"{column} {value[place].item():.2f}" in capsys.readouterr().out or column != "cifar10_valid_200"
+        )
+
+
+def test_published_random_search(tmp_path):
+    """RS under about 100 evaluations is published as 93.70 +- 0.36 / 71.04 +- 1.07 / 44.57 +- 1.25."""
+    path = data("nasbench201.csv")
+    flags = "--algo rs --neighborhood 0 --samples 100 --bench_metric cifar10_test_12 --repeats 500"
+    result, _ = run_search(path, tmp_path / "run", flags)
+    for name, mean in {"cifar10": 93.70, "cifar100": 71.04, "imagenet16": 44.57}.items():
+        assert result["columns"][f"{name}_test_200"]["mean"] == pytest.approx(mean, abs=0.3)
