@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+import study_flatness
 import torch
 from test_table import data
 
@@ -318,11 +319,10 @@ def test_gradient_search_reports_the_table(table, tmp_path, capsys):
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         [row] = csv.DictReader(file)
     place = NAMES.index(row["genotype"])
+    printed = capsys.readouterr().out
     for column, value in utils.load_table(table).items():
         assert float(row[column]) == value[place].item()
-        assert (
-            f"{column} {value[place].item():.2f}" in capsys.readouterr().out or column != "cifar10_valid_200"
-        )
+        assert f"{column} {value[place].item():.2f}" in printed
 
 
 def test_published_random_search(tmp_path):
@@ -332,3 +332,50 @@ def test_published_random_search(tmp_path):
     result, _ = run_search(path, tmp_path / "run", flags)
     for name, mean in {"cifar10": 93.70, "cifar100": 71.04, "imagenet16": 44.57}.items():
         assert result["columns"][f"{name}_test_200"]["mean"] == pytest.approx(mean, abs=0.3)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The flatness study
+# ------------------------------------------------------------------------------------------------------------
+
+
+def test_rank_correlation():
+    x = torch.tensor([1.0, 5.0, 2.0, 9.0, 2.0])
+    assert study_flatness.rank_correlation(x, x.exp()) == pytest.approx(1)
+    assert study_flatness.rank_correlation(x, -x) == pytest.approx(-1)
+    y = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0])
+    ranks = [torch.tensor([1, 4, 2.5, 5, 2.5]), torch.tensor([3, 1.5, 4, 1.5, 5])]
+    assert study_flatness.rank_correlation(x, y) == pytest.approx(
+        torch.corrcoef(torch.stack(ranks))[0, 1].item()
+    )
+
+
+def test_the_flatness_study_on_a_table_with_a_known_answer(tmp_path, capsys):
+    """Accuracy on the other data set is made of that of the neighborhood: full correlation. And of noise."""
+    g = torch.Generator().manual_seed(0)
+    accuracy = 80 + 2 * torch.rand(len(NAMES), generator=g, dtype=torch.float64)
+    around = accuracy[table_neighborhoods(5, ball_shifts(6, 5, 1))].mean(1)
+    noise = 100 * torch.rand(len(NAMES), generator=g, dtype=torch.float64)
+    columns = {"cifar10_valid_200": accuracy, "cifar100_test_200": around, "noise_test_1": noise}
+    rows = study_flatness.study(columns, "cifar10_valid_200", 1, "mean", 0.5, 80.0, 40)
+    assert {row["column"] for row in rows} == {"cifar100_test_200", "noise_test_1"}
+    for name, correlation in (("cifar100_test_200", 1), ("noise_test_1", 0)):
+        part = [row for row in rows if row["column"] == name]
+        assert [row["bin"] for row in part] == ["80", "80.5", "81", "81.5", "all"]
+        assert sum(row["count"] for row in part[:-1]) == part[-1]["count"] == len(NAMES)
+        assert all(row["correlation"] == pytest.approx(correlation, abs=0.06) for row in part)
+    low = rows[0]
+    inside = around[(accuracy >= 80) & (accuracy < 80.5)].sort().values
+    quarter = len(inside) // 4
+    assert low["count"] == len(inside)
+    assert low["flattest"] == pytest.approx(inside[-quarter:].mean().item())
+    assert low["sharpest"] == pytest.approx(inside[:quarter].mean().item())
+    lines = [f"{name},{a:.5f},{b:.5f}" for name, a, b in zip(NAMES, accuracy, around, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["arch,cifar10_valid_200,cifar100_test_200", *lines]) + "\n")
+    flags = ["--bench", str(tmp_path / "t.csv"), "--save", str(tmp_path / "rows.csv")]
+    study_flatness.main(study_flatness.parse_args(flags))
+    assert "cifar100_test_200" in capsys.readouterr().out
+    with open(tmp_path / "rows.csv", newline="") as file:
+        assert [row["bin"] for row in csv.DictReader(file)] == ["80", "80.5", "81", "81.5", "all"]
+    with pytest.raises(utils.BadInput, match="no bin has enough"):
+        study_flatness.main(study_flatness.parse_args([*flags, "--lowest", "95"]))
