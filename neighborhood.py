@@ -116,8 +116,9 @@ PERTURB = {"roll": roll, "move": move, "replace": replace}
 def neighbors(p, shifts, perturb="roll"):
     """The neighbors of an architecture, differentiable in it.
 
-    p: (E, O) probabilities. shifts: (n, E) from `ball_shifts` or `sample_shifts`. perturb: a key of PERTURB.
-    Returns (n, E, O): on edges with shift 0 the rows of p, on the others the perturbed rows.
+    p: (E, O) probabilities. shifts: (n, E) from `ball_shifts` or `sample_shifts`; or a batch of both, (B, 1,
+    E, O) and (B, n, E). perturb: a key of PERTURB. Returns (n, E, O), or (B, n, E, O): on edges with shift 0
+    the rows of p, on the others the perturbed rows.
     """
     shifts = shifts.to(p.device)
     return torch.where(shifts[..., None] == 0, p, PERTURB[perturb](p, shifts))
@@ -269,3 +270,22 @@ def table_neighborhoods(O, shifts):  # noqa: E741
     powers = O ** torch.arange(shifts.shape[1] - 1, -1, -1)
     ops = torch.arange(O ** shifts.shape[1])[:, None] // powers % O  # (O ** E, E)
     return torch.stack([((ops + shift) % O) @ powers for shift in shifts], 1)
+
+
+def expected_error(errors, p):
+    """The error expected of an architecture drawn from a product distribution, F(p) = sum_a f(a) prod_e
+    p_e[a_e]: multilinear in p, and f(a) itself on one-hot rows.
+
+    errors: (O ** E,), in the order of `table_neighborhoods`. p: (..., E, O) probabilities. Returns (...).
+    """
+    E, O = p.shape[-2:]  # noqa: E741
+
+    def products(rows):  # (..., k, O) -> (..., O ** k)
+        result = rows[..., 0, :]
+        for k in range(1, rows.shape[-2]):
+            result = (result[..., :, None] * rows[..., k, None, :]).flatten(-2)
+        return result
+
+    # Half of the edges at a time: with all of them there would be O ** E numbers for each p.
+    first, second = products(p[..., : E // 2, :]), products(p[..., E // 2 :, :])
+    return ((first @ errors.view(O ** (E // 2), -1)) * second).sum(-1)

@@ -8,6 +8,7 @@
     python search.py --algo rs --space nasbench201 --bench T.csv                  NA-RS on the table
     python search.py --algo ls --space nasbench201 --bench T.csv --budget 200     NA-LS on the table
     python search.py --algo rs --neighborhood 0 --budget 100 --repeats 500 ...    RS, mean and deviation
+    python search.py --exact --space nasbench201 --bench T.csv --repeats 500      NA-DARTS without a supernet
     python search.py --quick                           two minutes on a CPU, without any data
 
 DARTS (Liu, Simonyan, Yang; ICLR 2019) trains the weights of a supernet on one half of the training set, and
@@ -56,6 +57,7 @@ from neighborhood import (
     ball_shifts,
     ball_size,
     discrete_neighbors,
+    expected_error,
     local_search,
     neighbors,
     random_search,
@@ -93,7 +95,11 @@ def parse_args(argv=None):
     add("--starts", type=int, help="random architectures that ls begins with (default: 2/5 of the budget)")
     add("--ls_score", choices=("known", "whole"), default="known",
         help="what NA-LS compares in the end: all it evaluated, or those whose neighborhood it has in full")
-    add("--repeats", type=int, default=1, help="independent repeats of rs or ls")
+    add("--repeats", type=int, default=1, help="independent repeats of rs, ls or --exact")
+    add("--exact", action="store_true",
+        help="darts: no supernet; minimise the table's expected error over alpha (Adam, rate 0.1, no decay)")
+    add("--alpha_scale", type=float, default=1.0, help="deviation of the normal starts of alpha in --exact")
+    add("--steps", type=int, default=300, help="steps of --exact")
     # The supernet
     add("--space", choices=SPACES, default="darts", help="search space")
     add("--init_channels", type=int, default=16, help="channels of the first cells")
@@ -125,6 +131,8 @@ def parse_args(argv=None):
         help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
     # fmt: on
     first = parser.parse_known_args(argv)[0]
+    if first.exact:
+        parser.set_defaults(arch_learning_rate=0.1, arch_weight_decay=0.0)
     if first.quick:
         parser.set_defaults(**QUICK)
     if first.resume:  # the flags that are not given are those of the run
@@ -136,7 +144,7 @@ def parse_args(argv=None):
             parser.error(str(error))
     args = parser.parse_args(argv)
     if args.neighbors is None:
-        args.neighbors = 8 if args.algo == "darts" else 0
+        args.neighbors = 8 if args.algo == "darts" and not args.exact else 0
     if args.algo != "darts" and args.samples is None and args.budget is None:
         args.samples, args.budget = (1000, None) if args.algo == "rs" else (None, 200)
     if args.algo == "ls" and args.starts is None:
@@ -153,9 +161,11 @@ def check_args(parser, args):
     """End with one line where a flag is out of range or contradicts another."""
     space = SPACES[args.space]
     edges = len(space.cells) * len(space.edges)
+    table_alone = args.exact or args.algo != "darts"  # no images, no supernet
     ranges = dict(
-        neighborhood=(0, edges), neighbors=(1 if args.algo == "darts" else 0, 4096), samples=(1, 1_000_000),
+        neighborhood=(0, edges), neighbors=(0 if table_alone else 1, 4096), samples=(1, 1_000_000),
         budget=(1, 15_625), starts=(1, args.budget or 15_625), repeats=(1, 100_000),
+        alpha_scale=(0, 1000), steps=(1, 1_000_000),
         init_channels=(1, 4096), image_size=(8, 1024),
         layers=(3 if args.space == "darts" else 1, 1000), train_portion=(0.01, 0.99),
         cutout_length=(1, args.image_size), epochs=(1, 100_000), batch_size=(1, 65_536),
@@ -170,23 +180,28 @@ def check_args(parser, args):
             parser.error(f"--{name} {value} is out of range: it lies between {low} and {high}")
     if args.bench and args.space != "nasbench201":
         parser.error("--bench holds NAS-Bench-201 architectures: give --space nasbench201")
-    if args.algo != "darts":
+    if args.exact and args.algo != "darts":
+        parser.error(f"--exact is gradient search: leave --algo {args.algo} out")
+    if table_alone:
+        what = "--exact" if args.exact else f"--algo {args.algo}"
         if not args.bench:
-            parser.error(f"--algo {args.algo} searches on a table: give --bench FILE --space nasbench201")
+            parser.error(f"{what} searches on a table: give --bench FILE --space nasbench201")
         if args.resume:
-            parser.error(f"--algo {args.algo} on a table takes seconds and is not resumed: run it anew")
+            parser.error(f"{what} on a table takes seconds and is not resumed: run it anew")
         ball = args.neighbors or ball_size(edges, len(space.ops), args.neighborhood)
         if args.algo == "rs" and args.budget and args.budget < ball:
             parser.error(
                 f"--budget {args.budget} does not cover a neighborhood of {ball}: raise it, or sample fewer "
                 "--neighbors"
             )
+    if args.algo == "darts":
+        for name in ("samples", "budget", "starts"):
+            if getattr(args, name) is not None:
+                parser.error(f"--{name} is a flag of --algo rs and ls")
+        if args.repeats > 1 and not args.exact:
+            parser.error("--repeats is a flag of --algo rs, ls and --exact: give other seeds instead")
+    if table_alone:
         return
-    for name in ("samples", "budget", "starts"):
-        if getattr(args, name) is not None:
-            parser.error(f"--{name} is a flag of --algo rs and ls")
-    if args.repeats > 1:
-        parser.error("--repeats is a flag of --algo rs and ls: give other seeds instead")
     cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"
     if args.neighborhood and cut and args.batch_size % args.neighbors:
         parser.error(
@@ -282,19 +297,12 @@ def search_table(args):
     columns of the architectures found."""
     from tqdm import tqdm
 
-    table = utils.load_table(args.bench)
-    if args.bench_metric not in table:
-        raise utils.BadInput(
-            f"--bench_metric {args.bench_metric} is no column of {args.bench}: it has {', '.join(table)}"
-        )
-    if args.save and os.path.exists(os.path.join(args.save, "result.json")):
-        raise utils.BadInput(f"{args.save} holds a result already: give another --save")
+    table = table_to_search(args)
     errors, g = 100 - table[args.bench_metric], AGGREGATE[args.agg]
     names, space, rng = nasbench201_architectures(), SPACES[args.space], utils.generator(args.seed, 4)
     E, O = len(space.edges), len(space.ops)  # noqa: E741
     powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place in the table is ops @ powers
     method = ("NA-" if args.neighborhood else "") + args.algo.upper()
-    args.save = args.save or utils.new_run_path("search", f"{method.lower()}-{args.space}")
     ball = ball_shifts(E, O, args.neighborhood)
     moves = ball.tolist() if args.neighborhood else ball_shifts(E, O, 1).tolist()  # of LS
 
@@ -350,8 +358,65 @@ def search_table(args):
                 )
             arch = min(found, key=found.get)
             place, score, paid = (torch.tensor(arch) @ powers).item(), found[arch], len(evaluations.known)
-        columns = {name: column[place].item() for name, column in table.items()}
-        rows.append({"repeat": repeat, "arch": names[place], "score": score, "evaluations": paid, **columns})
+        rows.append({"repeat": repeat, "arch": names[place], "score": score, "evaluations": paid})
+    report_table(args, method, table, rows)
+
+
+def search_exact(args):
+    """DARTS and NA-DARTS on a table, without a supernet: the expected error of a product distribution is
+    minimised over alpha by Adam, all repeats at once from random starts."""
+    from tqdm import tqdm
+
+    table = table_to_search(args)
+    errors, g, space = 100 - table[args.bench_metric], AGGREGATE[args.agg], SPACES[args.space]
+    if errors.isnan().any():
+        raise utils.BadInput(
+            f"--exact needs {args.bench_metric} of all architectures: {args.bench} lacks some"
+        )
+    E, O, rng = len(space.edges), len(space.ops), utils.generator(args.seed, 4)  # noqa: E741
+    R, n = args.repeats, args.neighbors if args.neighborhood else 0
+    method = ("NA-" if args.neighborhood else "") + "DARTS, exact"
+    alpha = args.alpha_scale * torch.randn(R, E, O, generator=rng, dtype=torch.float64)
+    alpha.requires_grad_()
+    optimizer = torch.optim.Adam(
+        [alpha], args.arch_learning_rate, betas=(0.5, 0.999), weight_decay=args.arch_weight_decay
+    )
+    ball = ball_shifts(E, O, args.neighborhood)
+    for _ in tqdm(range(args.steps), unit="step", disable=None, leave=False):
+        shifts = ball.expand(R, -1, -1)
+        if n:
+            shifts = sample_shifts(E, O, args.neighborhood, R * n, rng).view(R, n, E)
+        q = neighbors(alpha.softmax(-1)[:, None], shifts, args.perturb)  # (R, n, E, O)
+        loss = g(expected_error(errors, q).T)  # (R,)
+        (alpha.grad,) = torch.autograd.grad(loss.sum(), alpha)
+        optimizer.step()
+    names, rows = nasbench201_architectures(), []
+    places = alpha.argmax(-1) @ (O ** torch.arange(E - 1, -1, -1))
+    for repeat, (place, score) in enumerate(zip(places.tolist(), loss.tolist(), strict=True), 1):
+        rows.append({"repeat": repeat, "arch": names[place], "score": score, "evaluations": len(errors)})
+    report_table(args, method, table, rows)
+
+
+def table_to_search(args):
+    """The table of --bench, checked to have the column that is searched on."""
+    table = utils.load_table(args.bench)
+    if args.bench_metric not in table:
+        raise utils.BadInput(
+            f"--bench_metric {args.bench_metric} is no column of {args.bench}: it has {', '.join(table)}"
+        )
+    if args.save and os.path.exists(os.path.join(args.save, "result.json")):
+        raise utils.BadInput(f"{args.save} holds a result already: give another --save")
+    return table
+
+
+def report_table(args, method, table, rows):
+    """Write and print what a search on the table found. rows: a dict for each repeat, with its `arch` and the
+    `evaluations` that it paid; the table's columns are added to it."""
+    names = {name: place for place, name in enumerate(nasbench201_architectures())}
+    for row in rows:
+        row |= {name: column[names[row["arch"]]].item() for name, column in table.items()}
+    what = method.lower().replace(", ", "-")
+    args.save = args.save or utils.new_run_path("search", f"{what}-{args.space}")
     folder = utils.RunFolder(args.save, args)
     folder.write_metrics(rows)
     folder.write_genotype(rows[0]["arch"])
@@ -383,6 +448,8 @@ def search_table(args):
 def main(args):
     from tqdm import tqdm
 
+    if args.exact:
+        return search_exact(args)
     if args.algo != "darts":
         return search_table(args)
 

@@ -16,11 +16,15 @@ import utils
 from genotypes import SPACES, nasbench201_architectures, operations, parse_architecture
 from neighborhood import (
     AGGREGATE,
+    PERTURB,
     Evaluations,
     ball_shifts,
     discrete_neighbors,
+    expected_error,
     local_search,
+    neighbors,
     random_search,
+    sample_shifts,
     table_neighborhoods,
 )
 
@@ -285,7 +289,11 @@ FLAGS = [
     ("--algo rs --space nasbench201 --bench t.csv --neighborhood 7", "between 0 and 6"),
     ("--algo rs --space nasbench201 --bench t.csv --resume r", "there is no checkpoint r"),
     ("--space nasbench201 --budget 50", "--budget is a flag of --algo rs and ls"),
-    ("--repeats 2", "--repeats is a flag of --algo rs and ls"),
+    ("--repeats 2", "--repeats is a flag of --algo rs, ls and --exact"),
+    ("--exact", "searches on a table: give --bench"),
+    ("--exact --space nasbench201 --bench t.csv --budget 9", "--budget is a flag of --algo rs and ls"),
+    ("--exact --algo rs --space nasbench201 --bench t.csv", "leave --algo rs out"),
+    ("--exact --space nasbench201 --bench t.csv --steps 0", "--steps 0 is out of range"),
     ("--algo rs --space nasbench201 --bench no.csv", "no table could be read from no.csv"),
 ]
 
@@ -305,6 +313,7 @@ def test_tables_that_do_not_serve(capsys, tmp_path, table):
     partial.write_text("\n".join(table.read_text().splitlines()[:100]) + "\n")
     for algo in ("rs", "ls"):
         assert "has no cifar10_valid_200 of |" in refused(capsys, *flags, partial, "--algo", algo)
+    assert "--exact needs cifar10_valid_200 of all" in refused(capsys, *flags, partial, "--exact")
     error = refused(
         capsys, *flags, table, "--algo", "ls", "--budget", 30, "--starts", 30, "--ls_score", "whole"
     )
@@ -332,6 +341,85 @@ def test_published_random_search(tmp_path):
     result, _ = run_search(path, tmp_path / "run", flags)
     for name, mean in {"cifar10": 93.70, "cifar100": 71.04, "imagenet16": 44.57}.items():
         assert result["columns"][f"{name}_test_200"]["mean"] == pytest.approx(mean, abs=0.3)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Gradient search on the table
+# ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edges,ops", [(3, 3), (6, 2), (5, 2)])
+def test_expected_error_is_the_sum_over_all_architectures(edges, ops):
+    g = torch.Generator().manual_seed(0)
+    errors = torch.rand(ops**edges, generator=g, dtype=torch.float64)
+    p = torch.rand(4, 2, edges, ops, generator=g, dtype=torch.float64).softmax(-1)
+    expected = torch.zeros(4, 2, dtype=torch.float64)
+    for error, arch in zip(errors, itertools.product(range(ops), repeat=edges), strict=True):
+        expected += error * torch.stack([p[..., e, op] for e, op in enumerate(arch)]).prod(0)
+    assert torch.allclose(expected_error(errors, p), expected)
+    one_hot = torch.nn.functional.one_hot(
+        torch.tensor(list(itertools.product(range(ops), repeat=edges))), ops
+    )
+    assert torch.allclose(expected_error(errors, one_hot.double()), errors)
+
+
+@pytest.mark.parametrize("perturb", PERTURB)
+def test_neighbors_of_a_batch_are_those_of_each(perturb):
+    g = torch.Generator().manual_seed(0)
+    p = torch.rand(7, 6, 5, generator=g, dtype=torch.float64).softmax(-1)
+    shifts = sample_shifts(6, 5, 2, 7 * 9, g).view(7, 9, 6)
+    together = neighbors(p[:, None], shifts, perturb)
+    for one, s, q in zip(p, shifts, together, strict=True):
+        assert torch.equal(neighbors(one, s, perturb), q)
+
+
+EXACT = {
+    "DARTS": "--neighborhood 0",
+    "NA-DARTS": "--neighborhood 1",
+    "sampled": "--neighborhood 2 --neighbors 5 --perturb move --agg max",
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_gradient_search(table, tmp_path, name):
+    """On a table whose error grows with the distance from one architecture, that one is found."""
+    flags = f"--exact {EXACT[name]} --repeats 4 --steps 150"
+    result, rows = run_search(table, tmp_path / "run", flags)
+    best_ops = [SPACES["nasbench201"].ops[o] for o in (3, 1, 3, 2, 3, 0)]
+    if name != "sampled":
+        assert all(operations(row["arch"]) == best_ops for row in rows)
+    assert result["repeats"] == 4 and result["evaluations"] == 15_625
+    values = utils.load_table(table)
+    for row in rows:
+        place = NAMES.index(row["arch"])
+        assert all(float(row[column]) == value[place].item() for column, value in values.items())
+    assert run_search(table, tmp_path / "again", flags)[1] == rows
+    assert [r["score"] for r in run_search(table, tmp_path / "other", flags + " --seed 5")[1]] != [
+        r["score"] for r in rows
+    ]
+
+
+def test_exact_gradient_search_takes_the_plain_steps(table, tmp_path):
+    """Against one repeat at a time, one neighbor at a time, in plain loops."""
+    flags = "--exact --repeats 2 --steps 3 --perturb roll --agg median --alpha_scale 2"
+    _, rows = run_search(table, tmp_path / "run", flags)
+    errors = (100 - utils.load_table(table)["cifar10_valid_200"]).view(*[5] * 6)
+    starts = 2 * torch.randn(2, 6, 5, generator=utils.generator(2, 4), dtype=torch.float64)
+    for start, row in zip(starts, rows, strict=True):
+        alpha = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([alpha], 0.1, betas=(0.5, 0.999))
+        for _ in range(3):
+            losses = []
+            for edge, shift in [(None, 0), *itertools.product(range(6), range(1, 5))]:
+                p = list(alpha.softmax(-1).unbind(0))
+                if edge is not None:
+                    p[edge] = p[edge].roll(shift)
+                losses.append(torch.einsum("abcdef,a,b,c,d,e,f->", errors, *p))
+            loss = torch.stack(losses).median()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert float(row["score"]) == pytest.approx(loss.item())
 
 
 # ------------------------------------------------------------------------------------------------------------
