@@ -34,6 +34,7 @@ not scale the optimizer's momentum in passing.
 
 import math
 import os
+import statistics
 import time
 
 import torch
@@ -139,7 +140,7 @@ def parse_args(argv=None):
         if first.save not in (None, first.resume):
             parser.error("--resume goes on in its own folder: leave --save out")
         try:
-            parser.set_defaults(**utils.saved_args(first.resume))
+            parser.set_defaults(**utils.saved_args(first.resume, parser))
         except utils.BadInput as error:
             parser.error(str(error))
     args = parser.parse_args(argv)
@@ -168,7 +169,7 @@ def check_args(parser, args):
         alpha_scale=(0, 1000), steps=(1, 1_000_000),
         init_channels=(1, 4096), image_size=(8, 1024),
         layers=(3 if args.space == "darts" else 1, 1000), train_portion=(0.01, 0.99),
-        cutout_length=(1, args.image_size), epochs=(1, 100_000), batch_size=(1, 65_536),
+        cutout_length=(2, args.image_size), epochs=(1, 100_000), batch_size=(1, 65_536),
         learning_rate=(1e-8, 100),
         learning_rate_min=(0, args.learning_rate), momentum=(0, 0.9999), weight_decay=(0, 1),
         grad_clip=(1e-8, 1e8), arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), seed=(0, 2**40),
@@ -404,8 +405,8 @@ def table_to_search(args):
         raise utils.BadInput(
             f"--bench_metric {args.bench_metric} is no column of {args.bench}: it has {', '.join(table)}"
         )
-    if args.save and os.path.exists(os.path.join(args.save, "result.json")):
-        raise utils.BadInput(f"{args.save} holds a result already: give another --save")
+    if args.save:
+        utils.check_free(args.save)
     return table
 
 
@@ -414,34 +415,37 @@ def report_table(args, method, table, rows):
     `evaluations` that it paid; the table's columns are added to it."""
     names = {name: place for place, name in enumerate(nasbench201_architectures())}
     for row in rows:
-        row |= {name: column[names[row["arch"]]].item() for name, column in table.items()}
+        values = {name: column[names[row["arch"]]].item() for name, column in table.items()}
+        row |= {name: None if math.isnan(value) else value for name, value in values.items()}
     what = method.lower().replace(", ", "-")
     args.save = args.save or utils.new_run_path("search", f"{what}-{args.space}")
     folder = utils.RunFolder(args.save, args)
     folder.write_metrics(rows)
     folder.write_genotype(rows[0]["arch"])
-    values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in table}
+    columns = {}  # over the repeats whose architecture has a value
+    for name in table:
+        values = [row[name] for row in rows if row[name] is not None]
+        mean = statistics.mean(values) if values else None
+        columns[name] = {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None}
     result = {
         "algo": method,
         "arch": rows[0]["arch"],
         "row": {name: rows[0][name] for name in table},
         "repeats": args.repeats,
         "evaluations": sum(row["evaluations"] for row in rows) / len(rows),
-        "columns": {
-            name: {"mean": v.mean().item(), "std": v.std().item() if len(v) > 1 else None}
-            for name, v in values.items()
-        },
+        "columns": columns,
     }
     folder.write_json("result.json", result)
     folder.log(
         f"{method} on {args.bench_metric}: {args.repeats} repeats, {result['evaluations']:.1f} evaluations "
         "each\n"
         f"  {result['arch']} (first repeat): "
-        + ", ".join(f"{name} {value:.2f}" for name, value in result["row"].items())
+        + ", ".join(f"{n} {v:.2f}" for n, v in result["row"].items() if v is not None)
     )
-    for name, column in result["columns"].items():
-        spread = "" if column["std"] is None else f" +- {column['std']:.2f}"
-        folder.log(f"  {name} {column['mean']:.2f}{spread} %")
+    for name, column in columns.items():
+        if column["mean"] is not None:
+            spread = "" if column["std"] is None else f" +- {column['std']:.2f}"
+            folder.log(f"  {name} {column['mean']:.2f}{spread} %")
     folder.log(f"run folder {folder.path}")
 
 
@@ -458,8 +462,8 @@ def main(args):
     checkpoint = utils.load_checkpoint(os.path.join(args.resume, "checkpoint.pt")) if args.resume else None
     if checkpoint:
         utils.check_same_run(args, checkpoint, ("resume", "save", "device", "data", "report_freq"))
-    elif args.save and os.path.exists(os.path.join(args.save, "checkpoint.pt")):
-        raise utils.BadInput(f"{args.save} holds a run already: give --resume {args.save}, or another --save")
+    elif args.save:
+        utils.check_free(args.save)
     torch.manual_seed(args.seed)  # the supernet's first weights
     split_g, weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(4))
     table = utils.load_table(args.bench) if args.bench else None

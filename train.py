@@ -72,7 +72,8 @@ SCHEDULE = {
     "exponential": lambda e, E, gamma: gamma**e,
 }
 # Flags that may change when a run is resumed, since they change nothing in it.
-MAY_DIFFER = "name seeds data device workers compile report_freq save resume eval".split()
+MAY_DIFFER = "name seeds data device workers compile report_freq save resume eval quick".split()
+EVAL_MAY_DIFFER = "batch_size accumulate amp seed".split()  # those that a test depends on by rounding at most
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -131,10 +132,12 @@ def parse_args(argv=None):
     try:
         first = parser.parse_known_args(argv)[0]
         if first.resume:  # the flags that are not given are those of the run
-            parser.set_defaults(**utils.saved_args(first.resume))
-            first = parser.parse_known_args(argv)[0]
+            parser.set_defaults(**utils.saved_args(first.resume, parser))
+        elif first.quick:
+            parser.set_defaults(**QUICK)
+        first = parser.parse_known_args(argv)[0]
         arch = parse_architecture(first.arch)
-        network = network_of(arch, QUICK["dataset"] if first.quick else first.dataset)
+        network = network_of(arch, first.dataset)
         if not first.resume:
             size = 224 if network == "imagenet" else 32
             parser.set_defaults(**RECIPES[network], image_size=size)
@@ -155,6 +158,13 @@ def parse_args(argv=None):
     return args
 
 
+def processes():
+    """This process's rank, and how many there are: one, unless torchrun has started more."""
+    if not dist.is_torchelastic_launched():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def network_of(arch, dataset):
     """The network, a key of NETWORKS, that an architecture is trained in."""
     if not isinstance(arch, Genotype):
@@ -167,7 +177,7 @@ def check_args(parser, args, network):
     ranges = dict(
         init_channels=(2, 4096), layers=(1 if network == "nasbench201" else 3, 1000),
         auxiliary_weight=(0, 100), drop_path_prob=(0, 0.99), valid_portion=(0, 0.9),
-        image_size=(64 if network == "imagenet" else 8, 1024), cutout_length=(1, args.image_size),
+        image_size=(64 if network == "imagenet" else 8, 1024), cutout_length=(2, args.image_size),
         workers=(0, 256), epochs=(1, 100_000), batch_size=(1, 1_000_000),
         accumulate=(1, 65_536), learning_rate=(1e-8, 100), base_batch=(0, 1_000_000), gamma=(1e-3, 1),
         warmup_epochs=(0, 100_000), momentum=(0, 0.9999), weight_decay=(0, 1), grad_clip=(0, 1e8),
@@ -196,9 +206,15 @@ def check_args(parser, args, network):
         parser.error("--resume goes on in its own folder: leave --save out")
     if args.resume and not args.eval and not os.path.isdir(args.resume):
         parser.error(f"--resume {args.resume} is not a run folder: only --eval takes a checkpoint file")
-    pieces = args.accumulate * int(os.environ.get("WORLD_SIZE", 1))
-    if args.batch_size % pieces and not args.eval:
+    pieces = args.accumulate * processes()[1]
+    if args.eval:
+        return
+    if args.batch_size % pieces:
         parser.error(f"--batch_size {args.batch_size} cannot be cut into {pieces} equal pieces")
+    if args.batch_size < 2 * pieces:
+        parser.error(
+            f"--batch_size {args.batch_size} in {pieces} pieces: batch norm wants two images in a piece"
+        )
 
 
 def some_parts_are_unused(arch):
@@ -299,9 +315,9 @@ def train(args, rank, world, device):
     # The checkpoint to go on from or to test, the cell, this process's share of the work
     checkpoint = utils.load_checkpoint(utils.checkpoint_path(args.resume)) if args.resume else None
     if checkpoint:
-        utils.check_same_run(args, checkpoint, MAY_DIFFER)
-    elif os.path.exists(os.path.join(args.save, "checkpoint.pt")):
-        raise utils.BadInput(f"{args.save} holds a run already: give --resume {args.save}, or another --save")
+        utils.check_same_run(args, checkpoint, MAY_DIFFER + (EVAL_MAY_DIFFER if args.eval else []))
+    else:
+        utils.check_free(args.save)
     arch = parse_architecture(args.arch)
     network = network_of(arch, args.dataset)
     size = max(1, args.batch_size // (world * args.accumulate))
@@ -311,10 +327,13 @@ def train(args, rank, world, device):
     g = utils.generator(args.seed, 1)
     if args.eval:
         data = checkpoint.get("data")
-        if not isinstance(data, dict) or not {"classes", "mean", "std"} <= data.keys():
+        lists = [data.get(name) for name in ("classes", "mean", "std")] if isinstance(data, dict) else [None]
+        if not all(isinstance(item, list) for item in lists) or not len(lists[1]) == len(lists[2]) == 3:
             raise utils.BadInput(f"{args.resume} is not a checkpoint of train.py: it names no classes")
     else:
         train_batches, valid_batches, data = load_train(args, device, parts, g, shard)
+        if checkpoint and checkpoint.get("data", {}).get("classes") != data["classes"]:
+            raise utils.BadInput(f"--data {args.data} has other classes than the run {args.resume}")
     test_batches = load_test(args, device, size, shard, data)
 
     # The network; precision, compilation and processes are decided here once.
@@ -370,8 +389,8 @@ def train(args, rank, world, device):
         torch.manual_seed((args.seed * 100_003 + epoch) * 4096 + rank)  # what drop path draws from
         drop_path = args.drop_path_prob * (epoch - 1) / args.epochs
         learning_rate = start_rate * SCHEDULE[args.schedule](epoch - 1, args.epochs, args.gamma)
-        if epoch <= args.warmup_epochs:
-            learning_rate = start_rate * epoch / args.warmup_epochs
+        if epoch < args.warmup_epochs:
+            learning_rate *= epoch / args.warmup_epochs
         optimizer.param_groups[0]["lr"] = learning_rate
         losses, correct = [], 0  # losses of each step: the main head's, and what is minimised
         for step in range(1, steps + 1):
@@ -486,7 +505,7 @@ def test_checkpoint(model, best, epoch, test_batches, autocast):
 
 
 def main(args):
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = processes()
     name = args.device
     if world > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
         name = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -509,19 +528,23 @@ def main(args):
 
 def train_seeds(args, rank, world, device):
     """One training for each seed, in a folder of its own, and their mean and standard deviation."""
-    taken = [seed for seed in args.seeds if os.path.exists(os.path.join(args.save, f"seed-{seed}"))]
-    if taken and not args.resume:
-        raise utils.BadInput(f"{args.save} holds runs already: give --resume {args.save}, or another --save")
+    runs = []
+    for seed in args.seeds:
+        path = os.path.join(args.save, f"seed-{seed}")
+        started = args.resume and os.path.exists(os.path.join(path, "checkpoint.pt"))
+        more = {"seed": seed, "seeds": None, "save": path, "resume": path if started else None}
+        runs.append(Namespace(**{**vars(args), **more}))
+        if started:
+            utils.check_same_run(runs[-1], utils.load_checkpoint(utils.checkpoint_path(path)), MAY_DIFFER)
+    if not args.resume:
+        utils.check_free(args.save)
+    elif os.path.exists(os.path.join(args.save, "checkpoint.pt")):
+        raise utils.BadInput(f"{args.save} is the run of one seed: leave --seeds out, or give another --save")
     if world > 1:
         dist.barrier()  # no process looks for a run that another has just begun
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     results = []
-    for seed in args.seeds:
-        one = Namespace(**{**vars(args), "seed": seed, "seeds": None, "save": folder.file(f"seed-{seed}")})
-        started = os.path.exists(os.path.join(one.save, "checkpoint.pt"))
-        one.resume = one.save if args.resume and started else None
-        if world > 1:
-            dist.barrier()
+    for one in runs:
         results.append(train(one, rank, world, device))
     summary = {
         **{name: results[0][name] for name in ("name", "arch", "dataset", "parameters", "macs", "epochs")}

@@ -69,7 +69,9 @@ def device_of(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        value = torch.zeros(1, device=name)
+        value.item()  # which a device without memory cannot do
+        return value.device
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {name} is not to be had: {_one_line(error)}; try --device cpu") from None
 
@@ -409,7 +411,9 @@ class FileBatches:
     def __init__(self, files, index, batch_size, g, parts, workers, device, mean, std):
         self.files, self.index, self.batch_size, self.g, self.parts = files, index, batch_size, g, parts
         self.device, self.normalisation, self.pieces = device, dict(mean=mean, std=std), iter(())
-        self.checksum = zlib.crc32(repr([os.path.basename(path) for path, _ in files.data.samples]).encode())
+        root, samples = files.data.root, files.data.samples
+        names = [(os.path.relpath(path, root), label) for path, label in samples]
+        self.checksum = zlib.crc32(repr(names).encode())
         # The loader wants a generator of its own, or it would draw from the global one.
         self.loader = torch.utils.data.DataLoader(
             files, batch_sampler=self, num_workers=workers, pin_memory=device.type == "cuda",
@@ -610,15 +614,16 @@ def convert_nats_bench(folder):
     if not names:
         raise BadInput(f"{folder} holds no NATS-Bench files: expected NNNNNN.pickle.pbz2")
     columns = [f"{name}_{epochs}" for epochs in (200, 12) for name in NATS_COLUMNS]
-    done = {}
+    done, known = {}, set(nasbench201_architectures())
     try:
-        with open(f"{target}.part", "a+", newline="", encoding="utf-8") as part:
+        with open(f"{target}.part", "a+", newline="", encoding="utf-8", errors="replace") as part:
             part.seek(0)
-            lines = part.read().split("\n")
-            for line in lines[:-1]:  # a line that a kill cut short has no end, and is not counted
+            for line in part.read().split("\n")[:-1]:  # what a kill cut short has no end, and is done again
                 name, *row = line.split(",")
-                done[name] = row
-            part.truncate(sum(len(line) + 1 for line in lines[:-1]))
+                if name in names and len(row) == len(columns) + 1 and row[0] in known:
+                    done[name] = row
+            part.truncate(0)
+            part.writelines(",".join([name, *row]) + "\n" for name, row in done.items())
             left = [os.path.join(folder, name) for name in names if name not in done]
             with ProcessPoolExecutor(os.cpu_count()) as pool:
                 results = pool.map(_read_nats_file, left, chunksize=8)
@@ -717,7 +722,7 @@ class RunFolder:
 
     def write_json(self, name, data):
         if self.writes:
-            write_file(self.file(name), json.dumps(data, indent=2) + "\n")
+            write_file(self.file(name), json.dumps(data, indent=2, allow_nan=False) + "\n")
 
     def write_genotype(self, arch):
         """genotype.json, which `--arch` of the training script takes."""
@@ -750,21 +755,55 @@ def checkpoint_path(path):
     return os.path.join(path, "checkpoint.pt") if os.path.isdir(path) else path
 
 
-def saved_args(path):
-    """The flags of a run, as a dict: from a run folder's args.json, or from a checkpoint file."""
+# Flags that may have no value in a run.
+MAY_BE_NONE = ("seeds", "bench", "samples", "budget", "starts")
+
+
+def saved_args(path, parser):
+    """The flags of a run, as a dict: from a run folder's args.json, or from a checkpoint file. Raises
+    BadInput where they cannot be read, or are not those of the parser's script."""
     try:
         if os.path.isdir(path):
             with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
                 saved = json.load(file)
         else:
             saved = load_checkpoint(path)["args"]
-        return {name: saved[name] for name in saved if name not in ("resume", "save", "eval")}
+        saved = {name: saved[name] for name in saved if name not in ("resume", "save", "eval")}
     except FileNotFoundError:
         raise BadInput(f"{path} is not a run folder: there is no args.json in it") from None
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(
             f"{path}/args.json cannot be read ({_one_line(error)[:80]}): put back what the run wrote"
         ) from None
+    for action in parser._actions:
+        if action.dest not in ("help", "resume", "save", "eval"):
+            if not _fits(saved.get(action.dest), action):
+                raise BadInput(
+                    f"{path} is not a run of {parser.prog}, or its flags are damaged ({action.dest})"
+                )
+    return saved
+
+
+def _fits(value, action):
+    """Whether a saved value is one that a flag can have."""
+    if value is None:
+        return action.dest in MAY_BE_NONE
+    if action.nargs == "+":
+        return isinstance(value, list) and all(type(item) is action.type for item in value)
+    if action.nargs == 0:
+        return isinstance(value, bool)
+    if action.type in (int, float):
+        return type(value) in (int, action.type)
+    return isinstance(value, str) and (action.choices is None or value in action.choices)
+
+
+def check_free(path):
+    """Raise BadInput where a folder that is to be written already holds a run."""
+    names = os.listdir(path) if os.path.isdir(path) else ()
+    if any(
+        name in ("checkpoint.pt", "result.json", "genotype.json") or name[:5] == "seed-" for name in names
+    ):
+        raise BadInput(f"{path} holds a run already: choose another --save, or give --resume {path} to go on")
 
 
 def load_checkpoint(path, device="cpu"):
@@ -783,8 +822,12 @@ def load_checkpoint(path, device="cpu"):
             "start the run anew"
         ) from None
     kinds = {"args": dict, "epoch": int, "rows": list}
-    if not isinstance(checkpoint, dict) or any(
-        not isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()
+    if (
+        not isinstance(checkpoint, dict)
+        or any(not isinstance(checkpoint.get(name), kind) for name, kind in kinds.items())
+        or checkpoint["epoch"] != len(checkpoint["rows"])
+        or not all(isinstance(row, dict) for row in checkpoint["rows"])
+        or not isinstance(checkpoint["args"].get("epochs"), int)
     ):
         raise BadInput(f"{path} is not a checkpoint of these scripts")
     return checkpoint

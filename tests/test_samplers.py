@@ -319,6 +319,25 @@ def test_tables_that_do_not_serve(capsys, tmp_path, table):
     )
     assert "is spent before any neighborhood is whole" in error
     assert not (tmp_path / "run").exists()
+    run_search(table, tmp_path / "done", "--algo rs")
+    before = {name: (tmp_path / "done" / name).read_bytes() for name in os.listdir(tmp_path / "done")}
+    for more in (["--algo", "rs"], ["--exact"], []):
+        again = ["--space", "nasbench201", "--bench", table, "--save", tmp_path / "done", *more]
+        assert "holds a run already" in refused(capsys, *again)
+    assert before == {name: (tmp_path / "done" / name).read_bytes() for name in os.listdir(tmp_path / "done")}
+
+
+def test_columns_without_a_value(tmp_path):
+    """A search on a column that is whole; others lack values."""
+    lines = [f"{name},{i % 97},{'50' if i % 3 else ''}," for i, name in enumerate(NAMES)]
+    header = "arch,cifar10_valid_200,cifar100_test_200,imagenet16_test_200"
+    (tmp_path / "t.csv").write_text("\n".join([header, *lines]) + "\n")
+    flags = "--algo rs --neighborhood 0 --samples 3 --repeats 30"
+    result, rows = run_search(tmp_path / "t.csv", tmp_path / "run", flags)
+    assert result["columns"]["imagenet16_test_200"] == {"mean": None, "std": None}
+    assert result["columns"]["cifar100_test_200"] == {"mean": 50, "std": 0}
+    assert {row["cifar100_test_200"] for row in rows} == {"", "50.0"}
+    assert result["row"]["imagenet16_test_200"] is None
 
 
 def test_gradient_search_reports_the_table(table, tmp_path, capsys):

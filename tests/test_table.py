@@ -145,7 +145,9 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch):
         utils.load_table(folder)
     assert sorted(os.listdir(tmp_path)) == ["NATS", "NATS.csv.part"]
     part = tmp_path / "NATS.csv.part"
-    part.write_text(part.read_text() + "000284.pickle.pbz2,|no")  # as if killed in the middle of a line
+    # As if killed in the middle of a line, and damaged besides: what is no whole line is done again.
+    damage = f"000284.pickle.pbz2,foo\n{NAMES[3]},1,2\n\udcff\n000284.pickle.pbz2,|no"
+    part.write_bytes(part.read_bytes() + damage.encode(errors="surrogateescape"))
     last.write_bytes(good)
     os.chmod(whole, 0o644)
     whole.write_bytes(b"")  # it was read before, and is not read again

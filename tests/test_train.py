@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -102,7 +103,7 @@ def test_learning_rates_of_a_run(tmp_path):
     """Scaled with the batch, warmed up, then decayed."""
     flags = "--base_batch 320 --learning_rate 0.1 --schedule linear --warmup_epochs 2 --epochs 4".split()
     rates = [float(row["learning_rate"]) for row in run_train(tmp_path / "run", *flags)[1]]
-    assert rates == pytest.approx([0.1, 0.2, 0.1, 0.05])
+    assert rates == pytest.approx([0.1, 0.15, 0.1, 0.05])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ def test_seeds_go_on_where_they_stopped(tmp_path, monkeypatch):
     for seed in (0, 1):
         check_same(outcome(whole / f"seed-{seed}"), outcome(parts / f"seed-{seed}"))
     assert json.loads((whole / "result.json").read_text()) == json.loads((parts / "result.json").read_text())
-    with pytest.raises(utils.BadInput, match="holds runs already"):
+    with pytest.raises(utils.BadInput, match="holds a run already"):
         train.main(train.parse_args([*flags, "--save", str(whole), "--learning_rate", "1"]))
     assert json.loads((whole / "args.json").read_text())["learning_rate"] == 0.025  # as it was
     # A seed alone is the same training.
@@ -508,12 +509,15 @@ FLAGS = [
     ("--layers 2", "--layers 2 is out of range: it lies between 3"),
     ("--image_size 4", "--image_size 4 is out of range"),
     ("--dataset imagenet --image_size 32", "it lies between 64 and 1024"),
-    ("--cutout_length 33", "--cutout_length 33 is out of range: it lies between 1 and 32"),
+    ("--cutout_length 33", "--cutout_length 33 is out of range: it lies between 2 and 32"),
     ("--drop_path_prob 1", "--drop_path_prob 1.0 is out of range"),
     ("--learning_rate nan", "--learning_rate nan is out of range"),
     ("--valid_portion 1", "--valid_portion 1.0 is out of range"),
     ("--schedule step", "invalid choice: 'step'"),
     ("--amp fp8", "invalid choice: 'fp8'"),
+    ("--batch_size 8 --accumulate 8", "batch norm wants two images in a piece"),
+    ("--quick --dataset imagenet", "--image_size 16 is out of range"),
+    ("--device meta --dataset shapes", "--device meta is not to be had"),
     ("--accumulate 7", "--batch_size 96 cannot be cut into 7 equal pieces"),
     ("--seeds 1 1", "give each seed once"),
     ("--seeds", "expected at least one argument"),
@@ -575,10 +579,87 @@ def test_resume_of_another_configuration(capsys, run):
     assert before == {name: (run / name).read_bytes() for name in os.listdir(run)}
 
 
-def test_flags_of_a_run_that_cannot_be_read(capsys, run, tmp_path):
+BAD_FLAGS = {
+    "cut": ("{", "args.json cannot be read"),
+    "a list": ("[0]", "is not a run of"),
+    "empty": ("{}", "is not a run of"),
+    "no epochs": ({"epochs": None}, "is not a run of .* \\(epochs\\)"),
+    "a number for a name": ({"arch": 5}, "is not a run of .* \\(arch\\)"),
+    "no list of seeds": ({"seeds": 3}, "is not a run of .* \\(seeds\\)"),
+    "an unknown choice": ({"schedule": "step"}, "is not a run of .* \\(schedule\\)"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FLAGS)
+def test_flags_of_a_run_that_cannot_be_read(capsys, run, tmp_path, kind):
     shutil.copytree(run, tmp_path / "copy")
-    (tmp_path / "copy" / "args.json").write_text("{")
-    assert "args.json cannot be read" in refused(capsys, "--resume", tmp_path / "copy")
+    content, message = BAD_FLAGS[kind]
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads((run / "args.json").read_text()), **content})
+    (tmp_path / "copy" / "args.json").write_text(content)
+    for more in ([], ["--eval"]):
+        assert re.search(message, refused(capsys, "--resume", tmp_path / "copy", *more))
+    assert (tmp_path / "copy" / "args.json").read_text() == content
+
+
+def test_a_search_is_no_training_run(capsys, tmp_path):
+    test_search.run_search(tmp_path / "found", "--epochs", 1)
+    for more in ([], ["--eval"]):
+        assert "is not a run of" in refused(capsys, "--resume", tmp_path / "found", *more)
+        assert "is not a run of" in refused(
+            capsys, "--resume", tmp_path / "found" / "checkpoint.pt", "--eval"
+        )
+    before = {name: (tmp_path / "found" / name).read_bytes() for name in os.listdir(tmp_path / "found")}
+    for flags in ([], ["--seeds", "0"]):
+        assert "holds a run already" in refused(capsys, *TINY.split(), *flags, "--save", tmp_path / "found")
+    assert before == {
+        name: (tmp_path / "found" / name).read_bytes() for name in os.listdir(tmp_path / "found")
+    }
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_refused_commands_leave_the_runs_of_seeds_alone(capsys, run, tmp_path):
+    flags = [*TINY.split(), "--epochs", "2", "--seeds", "0"]
+    seeds = tmp_path / "seeds"
+    train.main(train.parse_args([*flags, "--save", str(seeds)]))
+    capsys.readouterr()
+    before = tree(seeds), tree(run)
+    assert "--learning_rate 1.0 (there: 0.025)" in refused(capsys, "--resume", seeds, "--learning_rate", 1)
+    assert "--epochs 1 is less than the 2" in refused(capsys, "--resume", seeds, "--epochs", 1)
+    assert "holds a run already" in refused(capsys, *TINY.split(), "--save", seeds)
+    assert "holds a run already" in refused(capsys, *TINY.split(), "--seeds", 5, "--save", seeds)
+    assert "holds a run already" in refused(capsys, *TINY.split(), "--seeds", 5, "--save", run)
+    assert "is the run of one seed" in refused(capsys, "--resume", run, "--seeds", 5)
+    assert before == (tree(seeds), tree(run))
+
+
+def test_eval_with_other_batches(run, capsys):
+    """What changes rounding at most may differ from the training."""
+    args = train.parse_args(["--eval", "--resume", str(run), "--batch_size", "7", "--amp", "bf16"])
+    scores = train.train(args, 0, 1, torch.device("cpu"))
+    assert scores["loss"] == pytest.approx(outcome(run)[2]["test_loss"], rel=0.02)
+
+
+def test_resume_with_other_labels(image_folder, tmp_path, capsys):
+    """Files of the same names under classes of other names, or in another order."""
+    flags = (
+        f"--dataset imagenet --data {image_folder} --image_size 64 --init_channels 4 --layers 3 --workers 0 "
+    )
+    flags += "--batch_size 4 --epochs 1 --device cpu"
+    train.main(train.parse_args([*flags.split(), "--save", str(tmp_path / "run")]))
+    capsys.readouterr()
+    for part in ("train", "val"):
+        os.rename(image_folder / part / "owl", image_folder / part / "yak")
+    assert "has other classes than the run" in refused(capsys, "--resume", tmp_path / "run", "--epochs", 2)
+    for part in ("train", "val"):
+        os.rename(image_folder / part / "yak", image_folder / part / "owl")
+    os.rename(image_folder / "train" / "cat" / "0.png", image_folder / "train" / "dog" / "9.png")
+    assert "its images are not those of --data" in refused(
+        capsys, "--resume", tmp_path / "run", "--epochs", 2
+    )
 
 
 @pytest.mark.parametrize("kind", DAMAGE.keys() - {"one bit"})
