@@ -23,8 +23,8 @@ writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, result.json.
 
 Deviations from the original DARTS code: images are normalised by the mean and deviation of the training set
 at hand (ImageNet: by the usual constants); batches are always full; random crops are padded by an eighth of
-the side, which is DARTS's 4 pixels at 32 x 32. From PC-DARTS's ImageNet code: the linear schedule falls evenly
-over all epochs, without another slope in the last five.
+the side, which is DARTS's 4 pixels at 32 x 32. From PC-DARTS's ImageNet code: the linear schedule falls
+evenly over all epochs, without another slope in the last five.
 """
 
 import copy

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from test_bad_input import DAMAGE
 from test_utils import save_images
 
+import model
 import train
 import utils
 from genotypes import NAMED, SPACES, Genotype, format_architecture, random_architecture, to_json
@@ -104,6 +105,45 @@ def test_learning_rates_of_a_run(tmp_path):
     flags = "--base_batch 320 --learning_rate 0.1 --schedule linear --warmup_epochs 2 --epochs 4".split()
     rates = [float(row["learning_rate"]) for row in run_train(tmp_path / "run", *flags)[1]]
     assert rates == pytest.approx([0.1, 0.15, 0.1, 0.05])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_steps_are_those_of_a_plain_loop(tmp_path, nesterov):
+    """Two epochs of one step: loss with smoothing and auxiliary head, clipping, SGD, cosine schedule."""
+    flags = (
+        "--batch_size 1200 --epochs 2 --learning_rate 0.3 --weight_decay 0.01 --momentum 0.5 --grad_clip 0.5 "
+    )
+    flags += "--label_smooth 0.2 --auxiliary_weight 0.7 --drop_path_prob 0 --arch DARTS_V2 --seed 4"
+    flags = [*flags.split(), *(["--nesterov"] if nesterov else [])]
+    checkpoint, rows, _ = run_train(tmp_path / "run", *flags)
+    args = train.parse_args([*TINY.split(), *flags])
+    g = utils.generator(4, 1)
+    batches, _, _ = train.load_train(args, torch.device("cpu"), [slice(0, 1200)], g, slice(None))
+    torch.manual_seed(4)
+    network = train.NETWORKS["cifar"](4, 10, 3, True, NAMED["DARTS_V2"])
+    weights, velocity = list(network.parameters()), {}
+    for row, rate in zip(rows, (0.3, 0.15), strict=True):
+        [(x, y)] = next(batches)
+        logits, auxiliary = network(x)
+        loss = F.cross_entropy(logits, y, label_smoothing=0.2)
+        assert float(row["train_loss"]) == pytest.approx(loss.item(), rel=1e-4)
+        total = loss + 0.7 * F.cross_entropy(auxiliary, y, label_smoothing=0.2)
+        gradients = torch.autograd.grad(total, weights)
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        assert norm > 0.5  # it is clipped
+        for w, gradient in zip(weights, gradients, strict=True):
+            step = gradient * 0.5 / norm + 0.01 * w.detach()
+            velocity[w] = 0.5 * velocity[w] + step if w in velocity else step
+            w.data -= rate * (step + 0.5 * velocity[w] if nesterov else velocity[w])
+    for name, w in network.named_parameters():
+        assert torch.allclose(checkpoint["model"][name], w, rtol=1e-3, atol=1e-5), name
+
+
+def test_drop_path_grows_over_the_epochs(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(model, "drop_path", lambda x, probability: used.append(probability) or x)
+    run_train(tmp_path / "run", "--epochs", 3, "--drop_path_prob", 0.3)
+    assert sorted(set(used)) == pytest.approx([0.1, 0.2])  # none in the first epoch, as in DARTS
 
 
 # ------------------------------------------------------------------------------------------------------------
