@@ -15,6 +15,7 @@ CVPR 2018) and AmoebaNet-A (Real et al.; AAAI 2019).
 
 import ast
 import difflib
+import functools
 import itertools
 import json
 import os
@@ -236,11 +237,12 @@ def nasbench201_string(ops):
     return "+".join("|" + "|".join(parts) + "|" for _, parts in sorted(nodes.items()))
 
 
+@functools.cache
 def nasbench201_architectures():
-    """The strings of all 15,625 NAS-Bench-201 architectures. Architecture `ops` (6,), one operation index an
-    edge, stands at place sum_e ops[e] * 5 ** (5 - e)."""
+    """A tuple of the strings of all 15,625 NAS-Bench-201 architectures. Architecture `ops` (6,), one
+    operation index an edge, stands at place sum_e ops[e] * 5 ** (5 - e)."""
     space = SPACES["nasbench201"]
-    return [nasbench201_string(ops) for ops in itertools.product(space.ops, repeat=len(space.edges))]
+    return tuple(nasbench201_string(ops) for ops in itertools.product(space.ops, repeat=len(space.edges)))
 
 
 def format_architecture(arch):

@@ -305,7 +305,8 @@ def search_table(args):
     powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place in the table is ops @ powers
     method = ("NA-" if args.neighborhood else "") + args.algo.upper()
     ball = ball_shifts(E, O, args.neighborhood)
-    moves = ball.tolist() if args.neighborhood else ball_shifts(E, O, 1).tolist()  # of LS
+    # LS moves to neighbors with radius 0 too.
+    moves = (ball_shifts(E, O, 1) if args.algo == "ls" and not args.neighborhood else ball).tolist()
 
     def f(archs):
         places = torch.tensor(archs) @ powers
@@ -325,7 +326,7 @@ def search_table(args):
         return tuple(torch.randint(O, (E,), generator=rng).tolist())
 
     def neighborhood(arch):
-        shifts = moves if args.algo == "ls" else ball.tolist()
+        shifts = moves
         if args.neighbors and (args.neighborhood or args.algo == "ls"):
             shifts = sample_shifts(E, O, max(1, args.neighborhood), args.neighbors, rng).tolist()
         return discrete_neighbors(arch, shifts, O)
@@ -413,10 +414,8 @@ def table_to_search(args):
 def report_table(args, method, table, rows):
     """Write and print what a search on the table found. rows: a dict for each repeat, with its `arch` and the
     `evaluations` that it paid; the table's columns are added to it."""
-    names = {name: place for place, name in enumerate(nasbench201_architectures())}
     for row in rows:
-        values = {name: column[names[row["arch"]]].item() for name, column in table.items()}
-        row |= {name: None if math.isnan(value) else value for name, value in values.items()}
+        row |= accuracies(table, row["arch"])
     what = method.lower().replace(", ", "-")
     args.save = args.save or utils.new_run_path("search", f"{what}-{args.space}")
     folder = utils.RunFolder(args.save, args)

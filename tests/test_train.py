@@ -227,7 +227,7 @@ def test_scores_are_those_of_a_plain_computation():
     assert scores["loss"] == pytest.approx(F.cross_entropy(table, labels).item(), rel=1e-6)
 
 
-def scripted(monkeypatch, sizes, tops):
+def scripted(monkeypatch, tops):
     """Let evaluations give these accuracies in turn; returns the list of the sets' sizes that were used."""
     used, tops = [], iter(tops)
 
@@ -240,7 +240,7 @@ def scripted(monkeypatch, sizes, tops):
 
 
 def test_held_out_part_chooses_the_epoch_and_the_test_set_is_used_once(tmp_path, monkeypatch):
-    used = scripted(monkeypatch, None, [10.0, 30.0, 20.0, 30.0, 99.0])
+    used = scripted(monkeypatch, [10.0, 30.0, 20.0, 30.0, 99.0])
     checkpoint, rows, result = run_train(tmp_path / "run", "--epochs", 4, "--valid_portion", 0.3)
     held_out, test = 1250 - checkpoint["data"]["images"][0], 250
     assert used == [held_out] * 4 + [test] and held_out == checkpoint["data"]["images"][1]
@@ -251,7 +251,7 @@ def test_held_out_part_chooses_the_epoch_and_the_test_set_is_used_once(tmp_path,
 
 
 def test_without_a_held_out_part_the_last_epoch_counts(tmp_path, monkeypatch):
-    used = scripted(monkeypatch, None, [10.0, 30.0, 20.0])
+    used = scripted(monkeypatch, [10.0, 30.0, 20.0])
     _, rows, result = run_train(tmp_path / "run", "--epochs", 3)
     assert used == [250] * 3 and [row["test_top1"] for row in rows] == ["10.0", "30.0", "20.0"]
     assert (result["epoch"], result["test_top1"]) == (3, 20.0)
@@ -272,7 +272,7 @@ def test_no_training_image_is_held_out_or_left_out(tmp_path):
 
 def test_seeds(tmp_path, monkeypatch):
     tops = [20.0, 30.0, 60.0]
-    scripted(monkeypatch, None, tops)
+    scripted(monkeypatch, tops)
     folder = tmp_path / "runs"
     flags = [*TINY.split(), "--epochs", "1", "--seeds", "3", "0", "7"]
     train.main(train.parse_args([*flags, "--save", str(folder)]))
