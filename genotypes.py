@@ -223,6 +223,33 @@ def operations(arch):
     return re.findall(r"([^|+~]+)~", arch)
 
 
+def to_indices(arch):
+    """A discrete architecture as a tuple of ints: the place of each edge's operation in `discrete_ops`, and
+    for a genotype the input nodes behind them."""
+    ops = discrete_ops(space_of(arch))
+    places = tuple(ops.index(op) for op in operations(arch))
+    if isinstance(arch, Genotype):
+        places += tuple(source for _, source in arch.normal + arch.reduce)
+    return places
+
+
+def from_indices(space, indices):
+    """The architecture that `to_indices` has written so: a Genotype or a NAS-Bench-201 string."""
+    ops = discrete_ops(space)
+    if space.name == "nasbench201":
+        return nasbench201_string([ops[i] for i in indices])
+    half = len(indices) // 2
+    pairs = tuple((ops[i], source) for i, source in zip(indices[:half], indices[half:], strict=True))
+    nodes = tuple(sorted({target for _, target in space.edges}))
+    cells = pairs[: half // 2], nodes, pairs[half // 2 :], nodes
+    return Genotype(*cells)
+
+
+def discrete_ops(space):
+    """The operations that an edge of a discrete architecture can carry: `none` is no choice of a genotype."""
+    return space.ops if space.name == "nasbench201" else space.ops[1:]
+
+
 def space_of(arch):
     """The space that an architecture belongs to."""
     return SPACES["darts" if isinstance(arch, Genotype) else "nasbench201"]

@@ -229,11 +229,10 @@ def local_search(evaluations, draw, neighborhood, g, starts, samples=None, score
     Returns a dict of scores by architecture, in order: the first of the lowest is the answer.
     """
     known, expanded = evaluations.known, {}
-    for _ in range(starts):
-        start = [draw()]
-        if not evaluations.affords(start):
-            break
-        evaluations(start)
+    first = [draw() for _ in range(starts)]
+    while not evaluations.affords(first):
+        first.pop()
+    evaluations(first)
     while samples is None or len(expanded) < samples:
         rest = [a for a in known if a not in expanded]
         if not rest or len(known) >= evaluations.budget:

@@ -8,6 +8,8 @@
     python search.py --algo rs --space nasbench201 --bench T.csv                  NA-RS on the table
     python search.py --algo ls --space nasbench201 --bench T.csv --budget 200     NA-LS on the table
     python search.py --algo rs --neighborhood 0 --budget 100 --repeats 500 ...    RS, mean and deviation
+    python search.py --algo rs --eval train --space nasbench201 --budget 50       NA-RS by training, no table
+    torchrun --nproc_per_node 8 search.py --algo rs --eval train ...              the same, in 8 processes
     python search.py --exact --space nasbench201 --bench T.csv --repeats 500      NA-DARTS without a supernet
     python search.py --quick                           two minutes on a CPU, without any data
 
@@ -19,10 +21,13 @@ NA-DARTS costs what DARTS costs.
 
 NA-RS draws architectures and keeps the one with the best g over its neighborhood; NA-LS is a best-first local
 search; with --neighborhood 0 they are RS and LS. They search on a column of a table of NAS-Bench-201
-accuracies, --bench, and report the others.
+accuracies, --bench, and report the others; or, with --eval train, in either space, each architecture is
+trained for a few epochs on one half of the images with the networks, recipes and loop of train.py, and its
+error is that on the other half.
 
-A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json. `--resume FOLDER` goes
-on from the last epoch, to the same result bit for bit on a CPU.
+A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json, and with --eval train
+evaluations.csv, itself a table for --bench. `--resume FOLDER` goes on from the last epoch, to the same result
+bit for bit on a CPU.
 
 Deviations from the original DARTS code: the halves hold the same number of images of each class; images are
 normalised by the mean and deviation of the training set at hand; batches are always full, and those of the
@@ -36,19 +41,30 @@ import math
 import os
 import statistics
 import time
+import zlib
+from argparse import BooleanOptionalAction, Namespace
+from contextlib import suppress
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.func import functional_call
 
+import train
 import utils
 from genotypes import (
     PARAMETER_FREE,
     SPACES,
+    discrete_ops,
     format_architecture,
+    from_indices,
     nasbench201_architectures,
     operations,
+    parse_architecture,
+    random_architecture,
     read_cell,
+    to_indices,
 )
 from model_search import SUPERNETS, running_statistics_kept
 from neighborhood import (
@@ -70,6 +86,9 @@ LAYERS = {"darts": 8, "nasbench201": 5}
 QUICK = dict(
     dataset="shapes", image_size=16, init_channels=4, layers=3, epochs=2, batch_size=128, learning_rate=0.1
 )
+# What --eval train takes from train.py's recipe of the space where no flag says otherwise
+RECIPE = "init_channels layers cutout batch_size learning_rate weight_decay grad_clip".split()
+EVAL_MAY_DIFFER = "samples budget data device report_freq save resume quick".split()  # on --resume
 
 
 def parse_args(argv=None):
@@ -88,11 +107,15 @@ def parse_args(argv=None):
     add("--perturb", choices=PERTURB, default="roll", help="what a neighbor does to a changed edge")
     add("--weight_step", choices=("center", "neighbors"), default="center", help="what trains the weights")
     add("--unrolled", action="store_true", help="second order: look one weight step ahead")
-    # Sampling algorithms, and the table
+    # Sampling algorithms, and what they search on
+    add("--eval", choices=("train",), help="rs, ls: no table; train each architecture, and score it on the "
+        "other part of the images. Flags of network and weights then have train.py's recipe as defaults")
+    add("--eval_epochs", type=int, default=12, help="epochs of each such training")
     add("--bench", help="NAS-Bench-201 accuracies: a CSV file, or a folder of official NATS-Bench files")
     add("--bench_metric", default="cifar10_valid_200", help="the table's column that rs and ls search on")
     add("--samples", type=int, help="architectures to draw (rs) or to expand (ls) (default: rs 1000)")
-    add("--budget", type=int, help="most evaluations, each architecture paid once (default: ls 200)")
+    add("--budget", type=int, help="most evaluations, each architecture paid once (default: ls 200, "
+        "and 100 with --eval)")
     add("--starts", type=int, help="random architectures that ls begins with (default: 2/5 of the budget)")
     add("--ls_score", choices=("known", "whole"), default="known",
         help="what NA-LS compares in the end: all it evaluated, or those whose neighborhood it has in full")
@@ -110,7 +133,7 @@ def parse_args(argv=None):
     add("--data", default="data", help="where the data set lies, or is downloaded to")
     add("--image_size", type=int, default=32, help="side of the images")
     add("--train_portion", type=float, default=0.5, help="part of the training set that trains the weights")
-    add("--cutout", action="store_true", help="augment with cutout")
+    add("--cutout", action=BooleanOptionalAction, default=False, help="augment with cutout")
     add("--cutout_length", type=int, help="side of the cutout, pixels (default: half that of the image)")
     # Optimisation
     add("--epochs", type=int, default=50, help="epochs")
@@ -132,6 +155,9 @@ def parse_args(argv=None):
         help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
     # fmt: on
     first = parser.parse_known_args(argv)[0]
+    if first.eval:
+        recipe = train.RECIPES["nasbench201" if first.space == "nasbench201" else "cifar"]
+        parser.set_defaults(**{name: recipe[name] for name in RECIPE})
     if first.exact:
         parser.set_defaults(arch_learning_rate=0.1, arch_weight_decay=0.0)
     if first.quick:
@@ -148,6 +174,8 @@ def parse_args(argv=None):
         args.neighbors = 8 if args.algo == "darts" and not args.exact else 0
     if args.algo != "darts" and args.samples is None and args.budget is None:
         args.samples, args.budget = (1000, None) if args.algo == "rs" else (None, 200)
+        if args.eval:
+            args.samples, args.budget = None, 100
     if args.algo == "ls" and args.starts is None:
         args.starts = max(1, 2 * args.budget // 5) if args.budget else 10
     if args.layers is None:
@@ -155,6 +183,8 @@ def parse_args(argv=None):
     if args.cutout_length is None:
         args.cutout_length = max(1, args.image_size // 2)
     check_args(parser, args)
+    if args.eval:
+        training_args(args, "DARTS_V2" if args.space == "darts" else nasbench201_architectures()[0])
     return args
 
 
@@ -162,17 +192,21 @@ def check_args(parser, args):
     """End with one line where a flag is out of range or contradicts another."""
     space = SPACES[args.space]
     edges = len(space.cells) * len(space.edges)
-    table_alone = args.exact or args.algo != "darts"  # no images, no supernet
+    if args.algo != "darts":  # of a discrete architecture
+        edges = edge_count(space)
+    table_alone = args.exact or (args.algo != "darts" and not args.eval)  # no images, no supernet
+    most = 1_000_000 if args.eval else 15_625
     ranges = dict(
-        neighborhood=(0, edges), neighbors=(0 if table_alone else 1, 4096), samples=(1, 1_000_000),
-        budget=(1, 15_625), starts=(1, args.budget or 15_625), repeats=(1, 100_000),
+        neighborhood=(0, edges), neighbors=(0 if table_alone or args.eval else 1, 4096),
+        samples=(1, 1_000_000), budget=(1, most), starts=(1, args.budget or most), repeats=(1, 100_000),
         alpha_scale=(0, 1000), steps=(1, 1_000_000),
         init_channels=(1, 4096), image_size=(8, 1024),
-        layers=(3 if args.space == "darts" else 1, 1000), train_portion=(0.01, 0.99),
+        layers=(3 if args.space == "darts" else 1, 1000), train_portion=(0.1 if args.eval else 0.01, 0.99),
         cutout_length=(2, args.image_size), epochs=(1, 100_000), batch_size=(1, 65_536),
         learning_rate=(1e-8, 100),
-        learning_rate_min=(0, args.learning_rate), momentum=(0, 0.9999), weight_decay=(0, 1),
-        grad_clip=(1e-8, 1e8), arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), seed=(0, 2**40),
+        learning_rate_min=(0, math.inf if args.eval else args.learning_rate), momentum=(0, 0.9999),
+        weight_decay=(0, 1), grad_clip=(0 if args.eval else 1e-8, 1e8), eval_epochs=(1, 100_000),
+        arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), seed=(0, 2**40),
         report_freq=(1, 1_000_000),
     )  # fmt: skip
     for name, (low, high) in ranges.items():
@@ -183,14 +217,22 @@ def check_args(parser, args):
         parser.error("--bench holds NAS-Bench-201 architectures: give --space nasbench201")
     if args.exact and args.algo != "darts":
         parser.error(f"--exact is gradient search: leave --algo {args.algo} out")
+    if args.eval and args.algo == "darts":
+        parser.error("--eval trains what --algo rs and ls draw: give one of them")
+    if args.eval and args.bench:
+        parser.error("--eval train and --bench are two ways to an error: leave one of them out")
+    if train.processes()[1] > 1 and not args.eval:
+        parser.error("torchrun shares the work of --eval train alone: run this in one process")
     if table_alone:
         what = "--exact" if args.exact else f"--algo {args.algo}"
         if not args.bench:
-            parser.error(f"{what} searches on a table: give --bench FILE --space nasbench201")
+            also = "" if args.exact else ", or --eval train"
+            parser.error(f"{what} searches on a table: give --bench FILE --space nasbench201{also}")
         if args.resume:
             parser.error(f"{what} on a table takes seconds and is not resumed: run it anew")
-        ball = args.neighbors or ball_size(edges, len(space.ops), args.neighborhood)
-        if args.algo == "rs" and args.budget and args.budget < ball:
+    if args.algo == "rs":
+        ball = args.neighbors or ball_size(edges, len(discrete_ops(space)), args.neighborhood)
+        if args.budget and args.budget < ball:
             parser.error(
                 f"--budget {args.budget} does not cover a neighborhood of {ball}: raise it, or sample fewer "
                 "--neighbors"
@@ -201,7 +243,7 @@ def check_args(parser, args):
                 parser.error(f"--{name} is a flag of --algo rs and ls")
         if args.repeats > 1 and not args.exact:
             parser.error("--repeats is a flag of --algo rs, ls and --exact: give other seeds instead")
-    if table_alone:
+    if table_alone or args.eval:
         return
     cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"
     if args.neighborhood and cut and args.batch_size % args.neighbors:
@@ -293,6 +335,44 @@ def accuracies(table, arch):
     return {name: None if column[place].isnan() else column[place].item() for name, column in table.items()}
 
 
+def edge_count(space):
+    """Edges of a discrete architecture, each with an operation: 6 in NAS-Bench-201, 16 in a genotype."""
+    return len(operations(random_architecture(space, torch.Generator())))
+
+
+def sample(args, f, rng, wave=1):
+    """One repeat of RS, NA-RS, LS or NA-LS on the evaluator f: the architecture, a tuple as to_indices has
+    it, its score, and how many evaluations were paid. wave: centers that NA-RS has evaluated at once."""
+    space, g = SPACES[args.space], AGGREGATE[args.agg]
+    E, O = edge_count(space), len(discrete_ops(space))  # noqa: E741
+    # LS moves to neighbors with radius 0 too.
+    radius = max(1, args.neighborhood) if args.algo == "ls" else args.neighborhood
+    whole = None if args.neighbors and radius else ball_shifts(E, O, radius).tolist()
+
+    def draw():
+        if space.name == "darts":
+            return to_indices(random_architecture(space, rng))
+        return tuple(torch.randint(O, (E,), generator=rng).tolist())
+
+    def neighborhood(arch):
+        shifts = whole or sample_shifts(E, O, radius, args.neighbors, rng).tolist()
+        return discrete_neighbors(arch, shifts, O)
+
+    evaluations = Evaluations(f, args.budget)
+    if args.algo == "rs":
+        found = random_search(evaluations, draw, neighborhood, g, args.samples, wave)
+    else:
+        g = g if args.neighborhood else None
+        found = local_search(evaluations, draw, neighborhood, g, args.starts, args.samples, args.ls_score)
+    if not found:
+        raise utils.BadInput(
+            f"--budget {args.budget} is spent before any neighborhood is whole: raise it, or lower "
+            f"--starts {args.starts}"
+        )
+    arch = min(found, key=found.get)
+    return arch, found[arch], len(evaluations.known)
+
+
 def search_table(args):
     """RS, NA-RS, LS and NA-LS on a table of accuracies: independent repeats, with mean and deviation of all
     columns of the architectures found."""
@@ -303,10 +383,6 @@ def search_table(args):
     names, space, rng = nasbench201_architectures(), SPACES[args.space], utils.generator(args.seed, 4)
     E, O = len(space.edges), len(space.ops)  # noqa: E741
     powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place in the table is ops @ powers
-    method = ("NA-" if args.neighborhood else "") + args.algo.upper()
-    ball = ball_shifts(E, O, args.neighborhood)
-    # LS moves to neighbors with radius 0 too.
-    moves = (ball_shifts(E, O, 1) if args.algo == "ls" and not args.neighborhood else ball).tolist()
 
     def f(archs):
         places = torch.tensor(archs) @ powers
@@ -322,18 +398,9 @@ def search_table(args):
                 "search on another column"
             )
 
-    def draw():
-        return tuple(torch.randint(O, (E,), generator=rng).tolist())
-
-    def neighborhood(arch):
-        shifts = moves
-        if args.neighbors and (args.neighborhood or args.algo == "ls"):
-            shifts = sample_shifts(E, O, max(1, args.neighborhood), args.neighbors, rng).tolist()
-        return discrete_neighbors(arch, shifts, O)
-
     whole = args.algo == "rs" and args.budget is None and not (args.neighbors and args.neighborhood)
     if whole:  # every architecture's score is known before any is drawn
-        members = table_neighborhoods(O, ball)
+        members = table_neighborhoods(O, ball_shifts(E, O, args.neighborhood))
         scores = g(errors[members].T)
     rows = []
     for repeat in tqdm(range(1, args.repeats + 1), unit="repeat", disable=None, leave=False):
@@ -343,25 +410,133 @@ def search_table(args):
             place = drawn[scores[drawn].argmin()].item()  # the first of the lowest
             seen = torch.zeros(len(errors), dtype=torch.bool)
             seen[members[drawn]] = True
-            score, paid = scores[place].item(), seen.sum().item()
+            arch, score, paid = names[place], scores[place].item(), seen.sum().item()
         else:
-            evaluations = Evaluations(f, args.budget)
-            if args.algo == "rs":
-                found = random_search(evaluations, draw, neighborhood, g, args.samples)
-            else:
-                aggregate = g if args.neighborhood else None
-                found = local_search(
-                    evaluations, draw, neighborhood, aggregate, args.starts, args.samples, args.ls_score
+            found, score, paid = sample(args, f, rng)
+            arch = from_indices(space, found)
+        row = {"repeat": repeat, "arch": arch, "score": score, "evaluations": paid}
+        rows.append(row | accuracies(table, arch))
+    report_found(args, method_name(args), args.bench_metric, table, rows)
+
+
+def training_args(args, arch):
+    """The flags of train.py with which --eval trains an architecture, given as text."""
+    flags = {name: getattr(args, name) for name in RECIPE if name != "cutout"}
+    flags |= {name: getattr(args, name) for name in "dataset data image_size cutout_length".split()}
+    flags |= {name: getattr(args, name) for name in "momentum seed device report_freq".split()}
+    flags |= dict(arch=arch, epochs=args.eval_epochs, valid_portion=1 - args.train_portion)
+    return train.parse_args(
+        [f"--{name}={value}" for name, value in flags.items()]
+        + ["--cutout" if args.cutout else "--no-cutout"]
+    )
+
+
+def search_trained(args):
+    """RS, NA-RS, LS and NA-LS by training: an architecture's error is that on the held-out part of the images
+    after --eval_epochs of training on the other. Processes under torchrun share the architectures.
+
+    A resumed search is played again from its seed, and evaluations.csv answers for what was finished.
+    """
+    rank, world, device = train.join_processes(args.device, timedelta(days=30))
+    space, column = SPACES[args.space], f"{args.dataset}_valid_{args.eval_epochs}"
+    args.save = (
+        args.resume or args.save or utils.new_run_path("search", f"{method_name(args).lower()}-{args.space}")
+    )
+    args.save = train.from_the_first(args.save, world)
+    path = os.path.join(args.save, "evaluations.csv")
+    if args.resume:
+        saved = utils.saved_args(args.resume, utils.Parser(""), ())
+        utils.check_same_run(args, {"args": saved, "epoch": 0}, EVAL_MAY_DIFFER)
+        known = utils.read_evaluations(path, column, space)
+    else:
+        utils.check_free(args.save)
+        known = {}
+    flags = training_args(args, format_architecture(random_architecture(space, torch.Generator())))
+    batches, held_out, data = train.load_train(
+        flags, device, [slice(0, args.batch_size)], utils.generator(args.seed, 1), slice(None)
+    )
+    first_batch = batches.state_dict()
+    if world > 1:
+        dist.barrier()  # all have read what the first now writes
+    folder = utils.RunFolder(args.save, args, writes=rank == 0)
+    if rank == 0:
+        utils.write_evaluations(path, column, known)  # without what a kill has cut short
+    if world > 1:
+        dist.barrier()
+    folder.log(
+        f"{method_name(args)}, space {args.space}, by {args.eval_epochs} epochs of training: {args.dataset}: "
+        f"{data['images'][0]:,} + {data['images'][1]:,} images, {len(data['classes'])} classes; {world} x "
+        f"{device}, {torch.get_num_threads()} threads; {len(known)} evaluations done; run folder {args.save}"
+    )
+
+    def f(archs):
+        texts = [format_architecture(from_indices(space, arch)) for arch in archs]
+        for text in [text for text in texts if text not in known][rank::world]:
+            one = Namespace(**{**vars(flags), "arch": text})
+            batches.load_state_dict(first_batch)  # the same batches for each architecture
+            unfinished = folder.file(f"evaluating-{zlib.crc32(text.encode()):08x}.pt")
+            known[text] = trained_accuracy(one, batches, held_out, data, device, folder, unfinished, rank)
+            utils.append_evaluation(path, text, known[text])
+            with suppress(FileNotFoundError):
+                os.remove(unfinished)
+        if world > 1:
+            everyones = [None] * world
+            dist.all_gather_object(everyones, {text: known[text] for text in texts if text in known})
+            for theirs in everyones:
+                known.update(theirs)
+        return [100 - known[text] for text in texts]
+
+    rows, rng = [], utils.generator(args.seed, 4)
+    for repeat in range(1, args.repeats + 1):
+        found, score, paid = sample(args, f, rng, wave=world)
+        arch = format_architecture(from_indices(space, found))
+        rows.append({"repeat": repeat, "arch": arch, "score": score, "evaluations": paid})
+        rows[-1][column] = known[arch]
+    report_found(args, method_name(args), column, [column], rows, folder)
+    for name in os.listdir(args.save) if rank == 0 else ():
+        if name.startswith("evaluating-"):  # finished, but killed before it was removed
+            os.remove(folder.file(name))
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def trained_accuracy(args, batches, held_out, data, device, folder, path, rank):
+    """Top-1 accuracy (percent) on the held-out images of the network of args.arch, trained from scratch; 0
+    where its loss does not stay finite.
+
+    args: flags of train.py. batches, held_out, data: of train.load_train. path: checkpoint after each epoch,
+    with which an interrupted training goes on.
+    """
+    from tqdm import tqdm
+
+    model, optimizer, autocast, scaler = train.build(args, len(data["classes"]), device)
+    parts = dict(model=model, optimizer=optimizer, scaler=scaler, batches=batches)
+    rows = []
+    if os.path.exists(path):
+        checkpoint = utils.load_checkpoint(path)
+        utils.restore(parts, checkpoint)
+        rows = checkpoint["rows"]
+    total, done = args.epochs * len(batches), len(rows) * len(batches)
+    try:
+        with tqdm(total=total, initial=done, unit="step", disable=rank > 0 or None, leave=False) as bar:
+            for epoch in range(len(rows) + 1, args.epochs + 1):
+                started = time.perf_counter()
+                _, loss, _ = train.train_epoch(
+                    model, optimizer, batches, args, epoch, bar, path, autocast, scaler
                 )
-            if not found:
-                raise utils.BadInput(
-                    f"--budget {args.budget} is spent before any neighborhood is whole: raise it, or lower "
-                    f"--starts {args.starts}"
-                )
-            arch = min(found, key=found.get)
-            place, score, paid = (torch.tensor(arch) @ powers).item(), found[arch], len(evaluations.known)
-        rows.append({"repeat": repeat, "arch": names[place], "score": score, "evaluations": paid})
-    report_table(args, method, table, rows)
+                rows.append({"train_loss": loss, "seconds": time.perf_counter() - started})
+                utils.save_checkpoint(path, parts, epoch, rows, args)
+        scores = train.evaluate(model, held_out, autocast)
+        utils.check_finite_state(model, scores["loss"], f"epoch {args.epochs}", path)
+    except utils.NotFinite as error:
+        folder.log(f"{args.arch}: 0 %, since {error}", anyway=True)
+        return 0.0
+    folder.log(
+        f"{args.arch}: {scores['top1']:.2f} %, training loss {rows[-1]['train_loss']:.4f}, "
+        f"{sum(row['seconds'] for row in rows):.1f} s",
+        anyway=True,
+    )
+    return scores["top1"]
 
 
 def search_exact(args):
@@ -377,7 +552,6 @@ def search_exact(args):
         )
     E, O, rng = len(space.edges), len(space.ops), utils.generator(args.seed, 4)  # noqa: E741
     R, n = args.repeats, args.neighbors if args.neighborhood else 0
-    method = ("NA-" if args.neighborhood else "") + "DARTS, exact"
     alpha = args.alpha_scale * torch.randn(R, E, O, generator=rng, dtype=torch.float64)
     alpha.requires_grad_()
     optimizer = torch.optim.Adam(
@@ -395,8 +569,9 @@ def search_exact(args):
     names, rows = nasbench201_architectures(), []
     places = alpha.argmax(-1) @ (O ** torch.arange(E - 1, -1, -1))
     for repeat, (place, score) in enumerate(zip(places.tolist(), loss.tolist(), strict=True), 1):
-        rows.append({"repeat": repeat, "arch": names[place], "score": score, "evaluations": len(errors)})
-    report_table(args, method, table, rows)
+        row = {"repeat": repeat, "arch": names[place], "score": score, "evaluations": len(errors)}
+        rows.append(row | accuracies(table, row["arch"]))
+    report_found(args, f"{method_name(args)}, exact", args.bench_metric, table, rows)
 
 
 def table_to_search(args):
@@ -411,32 +586,39 @@ def table_to_search(args):
     return table
 
 
-def report_table(args, method, table, rows):
-    """Write and print what a search on the table found. rows: a dict for each repeat, with its `arch` and the
-    `evaluations` that it paid; the table's columns are added to it."""
-    for row in rows:
-        row |= accuracies(table, row["arch"])
-    what = method.lower().replace(", ", "-")
-    args.save = args.save or utils.new_run_path("search", f"{what}-{args.space}")
-    folder = utils.RunFolder(args.save, args)
+def method_name(args):
+    return ("NA-" if args.neighborhood else "") + args.algo.upper()
+
+
+def report_found(args, method, metric, names, rows, folder=None):
+    """Write and print what repeats of a search found.
+
+    metric: the column that was searched on. names: all columns. rows: a dict for each repeat, with its
+    `arch`, the `evaluations` that it paid and the columns (percent, or None). folder: the run's, where there
+    is one yet.
+    """
+    if folder is None:
+        what = method.lower().replace(", ", "-")
+        args.save = args.save or utils.new_run_path("search", f"{what}-{args.space}")
+        folder = utils.RunFolder(args.save, args)
     folder.write_metrics(rows)
-    folder.write_genotype(rows[0]["arch"])
+    folder.write_genotype(parse_architecture(rows[0]["arch"]))
     columns = {}  # over the repeats whose architecture has a value
-    for name in table:
+    for name in names:
         values = [row[name] for row in rows if row[name] is not None]
         mean = statistics.mean(values) if values else None
         columns[name] = {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None}
     result = {
         "algo": method,
         "arch": rows[0]["arch"],
-        "row": {name: rows[0][name] for name in table},
+        "row": {name: rows[0][name] for name in names},
         "repeats": args.repeats,
         "evaluations": sum(row["evaluations"] for row in rows) / len(rows),
         "columns": columns,
     }
     folder.write_json("result.json", result)
     folder.log(
-        f"{method} on {args.bench_metric}: {args.repeats} repeats, {result['evaluations']:.1f} evaluations "
+        f"{method} on {metric}: {args.repeats} repeats, {result['evaluations']:.1f} evaluations "
         "each\n"
         f"  {result['arch']} (first repeat): "
         + ", ".join(f"{n} {v:.2f}" for n, v in result["row"].items() if v is not None)
@@ -454,7 +636,7 @@ def main(args):
     if args.exact:
         return search_exact(args)
     if args.algo != "darts":
-        return search_table(args)
+        return search_trained(args) if args.eval else search_table(args)
 
     # Device, data, generators. Each source of random numbers is its own seeded stream.
     device = utils.device_of(args.device)
@@ -501,7 +683,7 @@ def main(args):
     )
 
     # The run folder, and what a checkpoint holds besides its epoch
-    method = ("NA-DARTS" if args.neighborhood else "DARTS") + (", second order" if args.unrolled else "")
+    method = method_name(args) + (", second order" if args.unrolled else "")
     args.save = (
         args.resume
         or args.save

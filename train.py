@@ -132,7 +132,7 @@ def parse_args(argv=None):
     try:
         first = parser.parse_known_args(argv)[0]
         if first.resume:  # the flags that are not given are those of the run
-            parser.set_defaults(**utils.saved_args(first.resume, parser))
+            parser.set_defaults(**utils.saved_args(first.resume, parser, ("resume", "save", "eval")))
         elif first.quick:
             parser.set_defaults(**QUICK)
         first = parser.parse_known_args(argv)[0]
@@ -163,6 +163,28 @@ def processes():
     if not dist.is_torchelastic_launched():
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def join_processes(device, timeout=None):
+    """This process's rank, how many there are, and its device, once they are connected. device: a --device
+    flag. timeout: a timedelta that one may wait for another, or torch's."""
+    rank, world = processes()
+    if world > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = utils.device_of(device)
+    if world > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    return rank, world, device
+
+
+def from_the_first(value, world):
+    """A plain value of the first process, in all of them."""
+    values = [value]
+    if world > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def network_of(arch, dataset):
@@ -285,11 +307,11 @@ def load_test(args, device, size, shard, data):
 
 
 @torch.no_grad()
-def evaluate(model, batches, autocast):
+def evaluate(model, batches, autocast, world=1):
     """Loss (nats), top-1 and top-5 accuracy (percent) of a network in evaluation mode, over all processes.
 
-    batches: (x, y) on the network's device, this process's share of the set. With fewer than five classes,
-    top-5 is 100 %.
+    batches: (x, y) on the network's device, this process's share of the set. world: the processes that share
+    it. With fewer than five classes, top-5 is 100 %.
     """
     model.eval()
     total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
@@ -301,25 +323,91 @@ def evaluate(model, batches, autocast):
         hits = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
         total += torch.tensor([loss, hits[:, 0].sum().item(), hits.sum().item(), len(y)], dtype=torch.float64)
     model.train()
-    if dist.is_initialized():
+    if world > 1:
         total = total.to(next(model.parameters()).device)
         dist.all_reduce(total)
     loss, top1, top5, images = total.tolist()
     return dict(loss=loss / images, top1=100 * top1 / images, top5=100 * top5 / images)
 
 
+def build(args, classes, device):
+    """What a training works with: the network of args.arch on a device, its SGD, and --amp's autocast and
+    scaler."""
+    torch.manual_seed(args.seed)  # the first weights
+    arch = parse_architecture(args.arch)
+    network = NETWORKS[network_of(arch, args.dataset)]
+    model = network(args.init_channels, classes, args.layers, args.auxiliary, arch)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
+    )  # fmt: skip
+    autocast = partial(torch.autocast, device.type, AMP[args.amp]) if AMP[args.amp] else nullcontext
+    return model, optimizer, autocast, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+
+
+def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast, scaler, rank=0, world=1):
+    """One epoch, numbered from 1: returns the learning rate, the mean loss (nats) and top-1 accuracy
+    (percent).
+
+    net: network, or what compiles or distributes it. batches: those of load_train. bar: tqdm's, moved on a
+    step at a time. checkpoint: path of the last good one, which a NotFinite names.
+    """
+    torch.manual_seed((args.seed * 100_003 + epoch) * 4096 + rank)  # what drop path draws from
+    drop_path = args.drop_path_prob * (epoch - 1) / args.epochs
+    learning_rate = args.learning_rate * (args.batch_size / args.base_batch if args.base_batch else 1)
+    learning_rate *= SCHEDULE[args.schedule](epoch - 1, args.epochs, args.gamma)
+    if epoch < args.warmup_epochs:
+        learning_rate *= epoch / args.warmup_epochs
+    optimizer.param_groups[0]["lr"] = learning_rate
+    device, steps = next(net.parameters()).device, len(batches)
+    losses, correct, seen = [], 0, 0  # losses of each step: the main head's, and what is minimised
+    for step in range(1, steps + 1):
+        pieces = next(batches)
+        loss = torch.zeros(2, device=device)
+        for i, (x, y) in enumerate(pieces, 1):
+            # Gradients are exchanged with the last piece.
+            alone = net.no_sync() if world > 1 and i < len(pieces) else nullcontext()
+            with alone:
+                with autocast():
+                    logits, auxiliary = net(x, drop_path)
+                    main_loss = total = F.cross_entropy(logits, y, label_smoothing=args.label_smooth)
+                    if auxiliary is not None:
+                        auxiliary = F.cross_entropy(auxiliary, y, label_smoothing=args.label_smooth)
+                        total = total + args.auxiliary_weight * auxiliary
+                scaler.scale(total / len(pieces)).backward()
+            loss += torch.stack([main_loss, total]).detach() / len(pieces)
+            correct += (logits.argmax(1) == y).sum()
+            seen += len(y)
+        scaler.unscale_(optimizer)
+        if args.grad_clip:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), args.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+        losses.append(loss)
+        bar.update()
+        if step % args.report_freq == 0 or step == steps:
+            # Not each step, since a look at the loss makes a GPU wait.
+            where = f"epoch {epoch}, learning rate {learning_rate:.3g}"
+            means = over_processes(torch.stack(losses, 1), world)
+            utils.check_finite(means, where, checkpoint)
+            bar.set_postfix(loss=f"{means[0, -1]:.3f}")
+    top1 = 100 * over_processes(correct.double(), world).item() / seen
+    return learning_rate, means[0].mean().item(), top1
+
+
 def train(args, rank, world, device):
     """One training, or what is left of one: returns the contents of result.json."""
     from tqdm import tqdm
 
-    # The checkpoint to go on from or to test, the cell, this process's share of the work
+    # The checkpoint to go on from or to test, this process's share of the work
     checkpoint = utils.load_checkpoint(utils.checkpoint_path(args.resume)) if args.resume else None
     if checkpoint:
         utils.check_same_run(args, checkpoint, MAY_DIFFER + (EVAL_MAY_DIFFER if args.eval else []))
     else:
         utils.check_free(args.save)
-    arch = parse_architecture(args.arch)
-    network = network_of(arch, args.dataset)
     size = max(1, args.batch_size // (world * args.accumulate))
     first = rank * args.accumulate
     parts = [slice(i * size, (i + 1) * size) for i in range(first, first + args.accumulate)]
@@ -336,26 +424,18 @@ def train(args, rank, world, device):
             raise utils.BadInput(f"--data {args.data} has other classes than the run {args.resume}")
     test_batches = load_test(args, device, size, shard, data)
 
-    # The network; precision, compilation and processes are decided here once.
-    torch.manual_seed(args.seed)  # its first weights
-    model = NETWORKS[network](args.init_channels, len(data["classes"]), args.layers, args.auxiliary, arch)
+    # The network; compilation and processes are decided here once.
+    model, optimizer, autocast, scaler = build(args, len(data["classes"]), device)
     macs = count_macs(model, args.image_size)
     head = 0 if not args.auxiliary else sum(w.numel() for w in model.auxiliary.parameters())
     parameters = sum(w.numel() for w in model.parameters()) - head
-    model = model.to(device, memory_format=torch.channels_last)
-    autocast = partial(torch.autocast, device.type, AMP[args.amp]) if AMP[args.amp] else nullcontext
-    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     net = torch.compile(model) if args.compile else model
     if world > 1:
-        unused = some_parts_are_unused(arch)
+        unused = some_parts_are_unused(parse_architecture(args.arch))
         # Running statistics are averaged at the end of an epoch instead. The flag's name depends on torch.
         known = inspect.signature(DistributedDataParallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         net = DistributedDataParallel(net, find_unused_parameters=unused, **{sync: False})
-    start_rate = args.learning_rate * (args.batch_size / args.base_batch if args.base_batch else 1)
-    optimizer = torch.optim.SGD(
-        model.parameters(), start_rate, args.momentum, weight_decay=args.weight_decay, nesterov=args.nesterov
-    )
 
     # The run folder, and what a checkpoint holds besides its epoch
     best = utils.State(epoch=0, valid_top1=-1.0, model=None)  # of --valid_portion
@@ -367,7 +447,7 @@ def train(args, rank, world, device):
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
     if args.eval:
-        return test_checkpoint(model, best, start, test_batches, autocast)
+        return test_checkpoint(model, best, start, test_batches, autocast, rank, world)
     if world > 1:
         dist.barrier()  # no process looks for a checkpoint that another has just written
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
@@ -386,57 +466,23 @@ def train(args, rank, world, device):
     bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=True if rank else None)
     for epoch in range(start + 1, args.epochs + 1):
         started = time.perf_counter()
-        torch.manual_seed((args.seed * 100_003 + epoch) * 4096 + rank)  # what drop path draws from
-        drop_path = args.drop_path_prob * (epoch - 1) / args.epochs
-        learning_rate = start_rate * SCHEDULE[args.schedule](epoch - 1, args.epochs, args.gamma)
-        if epoch < args.warmup_epochs:
-            learning_rate *= epoch / args.warmup_epochs
-        optimizer.param_groups[0]["lr"] = learning_rate
-        losses, correct = [], 0  # losses of each step: the main head's, and what is minimised
-        for step in range(1, steps + 1):
-            pieces = next(train_batches)
-            loss = torch.zeros(2, device=device)
-            for i, (x, y) in enumerate(pieces, 1):
-                # Gradients are exchanged with the last piece.
-                alone = net.no_sync() if world > 1 and i < len(pieces) else nullcontext()
-                with alone:
-                    with autocast():
-                        logits, auxiliary = net(x, drop_path)
-                        main_loss = total = F.cross_entropy(logits, y, label_smoothing=args.label_smooth)
-                        if auxiliary is not None:
-                            auxiliary = F.cross_entropy(auxiliary, y, label_smoothing=args.label_smooth)
-                            total = total + args.auxiliary_weight * auxiliary
-                    scaler.scale(total / len(pieces)).backward()
-                loss += torch.stack([main_loss, total]).detach() / len(pieces)
-                correct += (logits.argmax(1) == y).sum()
-            scaler.unscale_(optimizer)
-            if args.grad_clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-
-            losses.append(loss)
-            bar.update()
-            if step % args.report_freq == 0 or step == steps:
-                # Not each step, since a look at the loss makes a GPU wait.
-                where = f"epoch {epoch}, learning rate {learning_rate:.3g}"
-                means = over_processes(torch.stack(losses, 1), world)
-                utils.check_finite(means, where, folder.file("checkpoint.pt"))
-                bar.set_postfix(loss=f"{means[0, -1]:.3f}")
+        learning_rate, train_loss, train_top1 = train_epoch(
+            net, optimizer, train_batches, args, epoch, bar, folder.file("checkpoint.pt"), autocast, scaler,
+            rank, world,
+        )  # fmt: skip
 
         # The held-out part, or the test set; a checkpoint
         for buffer in model.buffers():  # running statistics: each process has seen its own images
             buffer.copy_(over_processes(buffer, world))
         part = "valid" if valid_batches else "test"
-        scores = evaluate(model, valid_batches or test_batches, autocast)
+        scores = evaluate(model, valid_batches or test_batches, autocast, world)
+        where = f"epoch {epoch}, learning rate {learning_rate:.3g}"
         utils.check_finite_state(model, scores["loss"], where, folder.file("checkpoint.pt"))
-        train_top1 = 100 * over_processes(correct.double(), world).item() / (steps * size * args.accumulate)
         rows.append(
             {
                 "epoch": epoch,
                 "learning_rate": learning_rate,
-                "train_loss": means[0].mean().item(),
+                "train_loss": train_loss,
                 "train_top1": train_top1,
                 **{f"{part}_{name}": value for name, value in scores.items()},
                 "seconds": round(time.perf_counter() - started, 3),
@@ -446,7 +492,7 @@ def train(args, rank, world, device):
             best.update(epoch=epoch, valid_top1=scores["top1"], model=copy.deepcopy(model.state_dict()))
         folder.save(parts, epoch, rows, args)
         folder.log(
-            f"epoch {epoch}: learning rate {learning_rate:.4f}, train loss {rows[-1]['train_loss']:.4f} "
+            f"epoch {epoch}: learning rate {learning_rate:.4f}, train loss {train_loss:.4f} "
             f"top-1 {train_top1:.2f} %, {part} loss {scores['loss']:.4f} top-1 {scores['top1']:.2f} % "
             f"top-5 {scores['top5']:.2f} %, {rows[-1]['seconds']:.1f} s"
         )
@@ -456,7 +502,7 @@ def train(args, rank, world, device):
     counts = best["epoch"] if valid_batches else args.epochs
     if valid_batches:
         model.load_state_dict(best["model"])
-        scores = evaluate(model, test_batches, autocast)
+        scores = evaluate(model, test_batches, autocast, world)
     else:
         scores = {name: rows[-1][f"test_{name}"] for name in ("loss", "top1", "top5")}
     result = {
@@ -491,13 +537,13 @@ def over_processes(value, world):
     return value / world
 
 
-def test_checkpoint(model, best, epoch, test_batches, autocast):
+def test_checkpoint(model, best, epoch, test_batches, autocast, rank, world):
     """Print the test accuracy of a checkpoint: of its best epoch on the held-out part, where it has one."""
     if best["model"] is not None:
         model.load_state_dict(best["model"])
         epoch = best["epoch"]
-    scores = evaluate(model, test_batches, autocast)
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    scores = evaluate(model, test_batches, autocast, world)
+    if rank == 0:
         print(
             f"test top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f}, "
             f"after epoch {epoch}"
@@ -506,19 +552,9 @@ def test_checkpoint(model, best, epoch, test_batches, autocast):
 
 
 def main(args):
-    rank, world = processes()
-    name = args.device
-    if world > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    device = utils.device_of(name)
+    rank, world, device = join_processes(args.device)
     args.save = args.resume or args.save or utils.new_run_path("train", f"{args.name}-{args.dataset}")
-    if world > 1:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        path = [args.save]
-        dist.broadcast_object_list(path)  # its time is that of the first process
-        args.save = path[0]
+    args.save = from_the_first(args.save, world)  # its time is that of the first process
     if args.seeds is None:
         train(args, rank, world, device)
     else:

@@ -23,7 +23,7 @@ import zlib
 import torch
 import torch.nn.functional as F
 
-from genotypes import nasbench201_architectures, parse_architecture, to_json
+from genotypes import format_architecture, nasbench201_architectures, parse_architecture, to_json
 
 
 class BadInput(Exception):
@@ -688,9 +688,10 @@ class RunFolder:
     def file(self, name):
         return os.path.join(self.path, name)
 
-    def log(self, text):
-        """Print a line, above the progress bar if there is one, and add it to log.txt."""
-        if not self.writes:
+    def log(self, text, anyway=False):
+        """Print a line, above the progress bar if there is one, and add it to log.txt. anyway: in a process
+        that otherwise leaves the writing to another, too."""
+        if not (self.writes or anyway):
             return
         from tqdm import tqdm
 
@@ -699,18 +700,11 @@ class RunFolder:
             file.write(text + "\n")
 
     def save(self, parts, epoch, rows, args):
-        """Save checkpoint.pt, and its rows of metrics as metrics.csv.
-
-        parts: name to anything with a state_dict. epoch: epochs done. rows: a dict of plain values for each
-        of them.
-        """
-        if not self.writes:
-            return
-        state = {name: part.state_dict() for name, part in parts.items()}
-        buffer = io.BytesIO()
-        torch.save({**state, "epoch": epoch, "rows": rows, "args": vars(args)}, buffer)
-        write_file(self.file("checkpoint.pt"), buffer.getvalue())
-        self.write_metrics(rows)
+        """Save checkpoint.pt, and its rows of metrics as metrics.csv. Arguments are those of
+        save_checkpoint."""
+        if self.writes:
+            save_checkpoint(self.file("checkpoint.pt"), parts, epoch, rows, args)
+            self.write_metrics(rows)
 
     def log_resumed(self, checkpoint, args):
         """Bring metrics.csv to the checkpoint's epoch, and log where the run goes on."""
@@ -741,6 +735,65 @@ class RunFolder:
         write_file(self.file("metrics.csv"), table.getvalue())
 
 
+def save_checkpoint(path, parts, epoch, rows, args):
+    """Write a checkpoint, which load_checkpoint and restore read.
+
+    parts: name to anything with a state_dict. epoch: epochs done. rows: a dict of plain values for each of
+    them.
+    """
+    state = {name: part.state_dict() for name, part in parts.items()}
+    buffer = io.BytesIO()
+    torch.save({**state, "epoch": epoch, "rows": rows, "args": vars(args)}, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def read_evaluations(path, column, space):
+    """The finished evaluations in a file that a search has appended to: a dict of percentages by
+    architecture, as text.
+
+    column: the file's other column. space: the Space of the architectures. A last line that a kill has cut
+    short does not count. Raises BadInput where it is no such file.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            text = file.read()
+        if "\n" not in text:
+            raise ValueError("it is empty")
+        header, *rows = csv.reader(text[: text.rindex("\n") + 1].splitlines())
+        if header != ["arch", column]:
+            raise ValueError(f"its columns are {', '.join(header)[:80]}")
+        found = {}
+        for arch, value in rows:
+            arch = format_architecture(parse_architecture(arch, space))
+            if arch in found or not 0 <= float(value) <= 100:
+                raise ValueError(f"{arch} stands there twice or has no percentage")
+            found[arch] = float(value)
+        return found
+    except (OSError, ValueError, csv.Error) as error:
+        raise BadInput(
+            f"{path} cannot be read ({_one_line(error)[:160]}): put back what the run wrote, or start anew"
+        ) from None
+
+
+def write_evaluations(path, column, found):
+    """Write a file of evaluations, which append_evaluation adds to. found: as read_evaluations has it."""
+    lines = [f"arch,{column}\n", *(_evaluation(arch, value) for arch, value in found.items())]
+    write_file(path, "".join(lines))
+
+
+def append_evaluation(path, arch, value):
+    """Add an evaluation to a file that several processes may add to. arch: text. value: percent."""
+    with open(path, "ab", buffering=0) as file:  # one write a line: another process's cannot come between
+        file.write(_evaluation(arch, value).encode())
+        os.fsync(file.fileno())
+
+
+def _evaluation(arch, value):
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow([arch, repr(value)])
+    return line.getvalue()
+
+
 def new_run_path(script, what):
     """runs/<script>-<what>-<time>, with a number behind it where that is taken."""
     path = os.path.join("runs", f"{script}-{what}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -756,19 +809,19 @@ def checkpoint_path(path):
 
 
 # Flags that may have no value in a run.
-MAY_BE_NONE = ("seeds", "bench", "samples", "budget", "starts")
+MAY_BE_NONE = ("seeds", "bench", "samples", "budget", "starts", "eval")
 
 
-def saved_args(path, parser):
-    """The flags of a run, as a dict: from a run folder's args.json, or from a checkpoint file. Raises
-    BadInput where they cannot be read, or are not those of the parser's script."""
+def saved_args(path, parser, without=("resume", "save")):
+    """The flags of a run but those in `without`, as a dict: from a run folder's args.json, or from a
+    checkpoint file. Raises BadInput where they cannot be read, or are not those of the parser's script."""
     try:
         if os.path.isdir(path):
             with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
                 saved = json.load(file)
         else:
             saved = load_checkpoint(path)["args"]
-        saved = {name: saved[name] for name in saved if name not in ("resume", "save", "eval")}
+        saved = {name: saved[name] for name in saved if name not in without}
     except FileNotFoundError:
         raise BadInput(f"{path} is not a run folder: there is no args.json in it") from None
     except (OSError, ValueError, TypeError) as error:
@@ -776,7 +829,7 @@ def saved_args(path, parser):
             f"{path}/args.json cannot be read ({_one_line(error)[:80]}): put back what the run wrote"
         ) from None
     for action in parser._actions:
-        if action.dest not in ("help", "resume", "save", "eval"):
+        if action.dest not in ("help", *without):
             if not _fits(saved.get(action.dest), action):
                 raise BadInput(
                     f"{path} is not a run of {parser.prog}, or its flags are damaged ({action.dest})"
@@ -801,7 +854,8 @@ def check_free(path):
     """Raise BadInput where a folder that is to be written already holds a run."""
     names = os.listdir(path) if os.path.isdir(path) else ()
     if any(
-        name in ("checkpoint.pt", "result.json", "genotype.json") or name[:5] == "seed-" for name in names
+        name in ("checkpoint.pt", "result.json", "genotype.json", "evaluations.csv") or name[:5] == "seed-"
+        for name in names
     ):
         raise BadInput(f"{path} holds a run already: choose another --save, or give --resume {path} to go on")
 

@@ -231,7 +231,7 @@ def scripted(monkeypatch, tops):
     """Let evaluations give these accuracies in turn; returns the list of the sets' sizes that were used."""
     used, tops = [], iter(tops)
 
-    def evaluate(network, batches, autocast):
+    def evaluate(network, batches, autocast, world):
         used.append(sum(len(y) for _, y in batches))
         return dict(loss=1.0, top1=next(tops), top5=50.0)
 
