@@ -491,7 +491,7 @@ def search_trained(args):
         found, score, paid = sample(args, f, rng, wave=world)
         arch = format_architecture(from_indices(space, found))
         rows.append({"repeat": repeat, "arch": arch, "score": score, "evaluations": paid})
-        rows[-1][column] = known[arch]
+        rows[-1][column] = known.get(arch)  # of sampled neighbors the center need not be one
     report_found(args, method_name(args), column, [column], rows, folder)
     for name in os.listdir(args.save) if rank == 0 else ():
         if name.startswith("evaluating-"):  # finished, but killed before it was removed
