@@ -38,7 +38,8 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x, groups=1, scale=None):
         outputs = []
         factors = [None] * groups if scale is None else scale.unbind(0)
-        for part, factor in zip(x.chunk(groups), factors, strict=True):
+        parts = [x] if groups == 1 else x.chunk(groups)  # chunk's backward is a copy
+        for part, factor in zip(parts, factors, strict=True):
             weight, bias = self.weight, self.bias
             if factor is not None:
                 # repeat, not expand: the channels-last backward on CPU misreads a weight of stride 0 (torch
@@ -55,18 +56,22 @@ class BatchNorm(nn.BatchNorm2d):
 class ConvOp(nn.Module):
     """(ReLU, convolutions, batch norm), once or several times over: every operation that has weights.
 
-    forward(x) is the whole operation. body(x, groups, scale) takes x after the first ReLU, which a supernet
-    computes once for all operations that share an input; groups and scale are those of BatchNorm, the scale
-    for the last one.
+    prepare, finish: functions around it, or None. `finish(body(prepare(relu(x))))` is the whole operation, as
+    forward(x) computes it. A supernet computes relu and prepare once for all operations that share an input,
+    and finish once for all whose outputs are added up. groups and scale of body are those of BatchNorm, the
+    scale for the last one.
     """
 
-    def __init__(self, C, affine, *stages):
+    def __init__(self, C, affine, *stages, prepare=None, finish=None):
         super().__init__()
         self.convs = nn.ModuleList(stages)
         self.norms = nn.ModuleList(BatchNorm(C, affine) for _ in stages)
+        self.prepare, self.finish = prepare, finish
 
-    def forward(self, x):
-        return self.body(F.relu(x))
+    def forward(self, x, groups=1):
+        x = F.relu(x)
+        y = self.body(self.prepare(x) if self.prepare else x, groups)
+        return self.finish(y, x) if self.finish else y
 
     def body(self, x, groups=1, scale=None):
         last = len(self.convs) - 1
@@ -75,39 +80,107 @@ class ConvOp(nn.Module):
         return x
 
 
-class DilatedDepthwise(nn.Conv2d):
-    """A k x k depthwise convolution with dilation 2, computed as ordinary ones.
+class WideFilters(torch.autograd.Function):
+    """A depthwise convolution with 5 x 5 filters, for CPUs: their gradient is computed as that of two 5 x 3
+    filters, two pixels apart: oneDNN has no fast code for more than three columns, channels last."""
 
-    Pixels whose row and column have the same parity only ever meet each other, so with stride 1 it is the
-    ordinary convolution on four half-size pictures, and with stride 2 that on the first of them alone. The
-    same sums, but the backward pass of a dilated depthwise convolution is several times slower on a CPU. With
-    stride 1 and a side of odd length it is computed as it stands.
-    """
+    @staticmethod
+    def forward(ctx, x, weight, stride):
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return F.conv2d(x, weight, None, stride, 2, 1, x.shape[1])
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors
+        by_x = by_weight = None
+
+        def gradient(g, x, weight, padding, *mask):
+            step = [ctx.stride, ctx.stride]
+            return torch.ops.aten.convolution_backward(
+                g, x, weight, None, step, padding, [1, 1], False, [0, 0], x.shape[1], [*mask, False]
+            )
+
+        if ctx.needs_input_grad[0]:
+            by_x = gradient(g, x, weight, [2, 2], True, False)[0]
+        if ctx.needs_input_grad[1]:
+            H, shift = max(5, x.shape[2]), 2 // ctx.stride  # nor has it for fewer than five rows
+            x = F.pad(x, (1, 1, 0, H - x.shape[2]))
+            rows = (H - 1) // ctx.stride + 1 - g.shape[2]
+            left, right = (
+                gradient(F.pad(g, (*side, 0, rows)), x, weight[..., :3], [2, 1], False, True)[1]
+                for side in ((0, shift), (shift, 0))
+            )
+            by_weight = torch.cat([left, right[..., 1:]], -1)
+        return by_x, by_weight, None
+
+
+class Depthwise(nn.Conv2d):
+    """A k x k depthwise convolution."""
 
     def __init__(self, C, k, stride):
-        super().__init__(C, C, k, stride, padding=k - 1, dilation=2, groups=C, bias=False)
+        super().__init__(C, C, k, stride, padding=k // 2, groups=C, bias=False)
 
-    def forward(self, x):  # (B, C, H, W)
-        half = self.kernel_size[0] // 2
-        if self.stride[0] == 2:
-            return F.conv2d(x[:, :, ::2, ::2], self.weight, padding=half, groups=self.groups)
-        B, C, H, W = x.shape
-        if H % 2 or W % 2:
+    def forward(self, x):
+        if x.device.type == "cpu" and self.kernel_size == (5, 5):
+            return WideFilters.apply(x, self.weight, self.stride[0])
+        return super().forward(x)
+
+
+class DilatedDepthwise(Depthwise):
+    """A k x k depthwise convolution with dilation 2, computed as an ordinary one.
+
+    Pixels whose row and column have the same parity only ever meet each other, so with stride 1 it is the
+    ordinary convolution on four half-size pictures, `phases(x)`, and with stride 2 that on the first of them,
+    `even_pixels(x)`. The same sums, but the backward pass of a dilated depthwise convolution is several times
+    slower on a CPU. forward takes (pictures, dilation) as those two functions give them.
+    """
+
+    def forward(self, parts):
+        x, dilation = parts
+        if dilation == 1:
             return super().forward(x)
-        h, w = H // 2, W // 2
-        x = x.permute(0, 2, 3, 1).reshape(B, h, 2, w, 2, C)
-        x = x.permute(2, 4, 0, 1, 3, 5).reshape(4 * B, h, w, C)  # the four phases, as one batch
-        x = F.conv2d(x.permute(0, 3, 1, 2), self.weight, padding=half, groups=self.groups)
-        x = x.permute(0, 2, 3, 1).view(2, 2, B, h, w, C).permute(2, 3, 0, 4, 1, 5).reshape(B, H, W, C)
-        return x.permute(0, 3, 1, 2)
+        return F.conv2d(x, self.weight, None, 1, 2 * self.padding[0], 2, self.groups)
+
+
+def phases(x):
+    """Pictures (B, C, H, W) cut up by the parity of row and column into (4 B, C, H/2, W/2), those of one
+    picture together. Pictures of odd sides are left whole. Returns (pictures, dilation)."""
+    B, C, H, W = x.shape
+    if H % 2 or W % 2:
+        return x, 2
+    x = x.permute(0, 2, 3, 1).reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(4 * B, H // 2, W // 2, C).permute(0, 3, 1, 2), 1
+
+
+def from_phases(y, x):
+    """What `phases` has cut up, put together again. y: pictures. x: what was cut up, for its shape."""
+    B, _, H, W = x.shape
+    if H % 2 or W % 2:
+        return y
+    y = y.permute(0, 2, 3, 1).reshape(B, 2, 2, H // 2, W // 2, -1).permute(0, 3, 1, 4, 2, 5)
+    return y.reshape(B, H, W, -1).permute(0, 3, 1, 2)
+
+
+def even_pixels(x):
+    """The first of the phases, for stride 2: (pictures, dilation)."""
+    return x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1
+
+
+def even_and_odd_pixels(x):
+    """The first and the last of the phases, as large as each other: what lies outside is zero."""
+    even, odd = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
+    if even.shape != odd.shape:
+        odd = F.pad(odd, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    return tuple(part.contiguous(memory_format=torch.channels_last) for part in (even, odd))
 
 
 class HalvingConv(nn.Module):
     """Two 1 x 1 convolutions of stride 2, the second one pixel further on, each with half of the output
     channels.
 
-    They are computed without a stride on every other pixel: the same, faster, and the backward pass of a 1 x
-    1 convolution with stride 2 writes outside its memory on a CPU where channels-last input has fewer than 8
+    They take `even_and_odd_pixels` and need no stride: the same, faster, and the backward pass of a 1 x 1
+    convolution with stride 2 writes outside its memory on a CPU where channels-last input has fewer than 8
     channels (torch 2.14).
     """
 
@@ -116,10 +189,8 @@ class HalvingConv(nn.Module):
         self.even = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
         self.odd = nn.Conv2d(C_in, C_out - C_out // 2, 1, bias=False)
 
-    def forward(self, x):
-        even, odd = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
-        if even.shape != odd.shape:  # the last odd row or column lies outside: zeros
-            odd = F.pad(odd, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    def forward(self, parts):
+        even, odd = parts
         return torch.cat([self.even(even), self.odd(odd)], dim=1)
 
 
@@ -139,10 +210,6 @@ def conv(C, k, stride=1):
     return nn.Conv2d(C, C, k, stride, padding=k // 2, bias=False)
 
 
-def depthwise(C, k, stride):
-    return nn.Conv2d(C, C, k, stride, padding=k // 2, groups=C, bias=False)
-
-
 def relu_conv_bn(C_in, C_out, affine):
     """ReLU, 1 x 1 convolution, batch norm: what brings a cell's inputs to its number of channels."""
     return ConvOp(C_out, affine, nn.Conv2d(C_in, C_out, 1, bias=False))
@@ -150,7 +217,7 @@ def relu_conv_bn(C_in, C_out, affine):
 
 def factorized_reduce(C_in, C_out, affine):
     """A skip connection that halves the picture."""
-    return ConvOp(C_out, affine, HalvingConv(C_in, C_out))
+    return ConvOp(C_out, affine, HalvingConv(C_in, C_out), prepare=even_and_odd_pixels)
 
 
 def sep_conv(C, k, stride, affine):
@@ -158,14 +225,16 @@ def sep_conv(C, k, stride, affine):
     return ConvOp(
         C,
         affine,
-        nn.Sequential(depthwise(C, k, stride), conv(C, 1)),
-        nn.Sequential(depthwise(C, k, 1), conv(C, 1)),
+        nn.Sequential(Depthwise(C, k, stride), conv(C, 1)),
+        nn.Sequential(Depthwise(C, k, 1), conv(C, 1)),
     )
 
 
 def dil_conv(C, k, stride, affine):
     """Depthwise separable convolution with dilation 2."""
-    return ConvOp(C, affine, nn.Sequential(DilatedDepthwise(C, k, stride), conv(C, 1)))
+    stage = nn.Sequential(DilatedDepthwise(C, k, 1), conv(C, 1))
+    around = (phases, from_phases) if stride == 1 else (even_pixels, None)
+    return ConvOp(C, affine, stage, prepare=around[0], finish=around[1])
 
 
 def conv_7x1_1x7(C, stride, affine):
@@ -206,8 +275,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x, groups=1):
-        y = self.conv_a.body(F.relu(x), groups)
-        return self.conv_b.body(F.relu(y), groups) + self.shortcut(x)
+        return self.conv_b(self.conv_a(x, groups), groups) + self.shortcut(x)
 
 
 # ------------------------------------------------------------------------------------------------------------

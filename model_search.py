@@ -61,30 +61,73 @@ class MixedCell(nn.Module):
                     self.shared[source][str(o)] = NormalisedPool(op, C) if pool else op
 
     def forward(self, states, w):
-        n = len(w)
-        # mixture[e][o]: the weight of operation o on edge e in each group, (n,)
-        mixture = [edge.unbind(0) for edge in w.permute(1, 2, 0).unbind(0)]
+        n, ops = len(w), w.shape[2]
+        mixture = w.permute(1, 2, 0).flatten(0, 1).unbind(0)  # by edge and operation: a weight a group, (n,)
         nodes = dict(enumerate(states))
         for source, shared in enumerate(self.shared):
             x = nodes[source]
+            edges = [e for e, (s, _) in enumerate(self.edges) if s == source]
+            # Operations without weights: one output for all edges that leave the source
+            outputs = [op(x, n) if isinstance(op, NormalisedPool) else op(x) for op in shared.values()]
+            weights = [mixture[e * ops + int(o)] for e in edges for o in shared]
+            sums = WeightedSums.apply(torch.stack(weights).view(len(edges), -1, n), *outputs)
+            # Convolutions: what they take, by how it is prepared, and what they add up to
             relu = F.relu(x)
-            outputs = [
-                (int(o), op(x, n) if isinstance(op, NormalisedPool) else op(x)) for o, op in shared.items()
-            ]
-            for e, (s, target) in enumerate(self.edges):
-                if s != source:
-                    continue
-                terms = [op.body(relu, n, mixture[e][int(o)]) for o, op in self.own[e].items()]
-                terms += [by_group(mixture[e][o], y) * y for o, y in outputs]
-                nodes[target] = sum(terms, nodes[target]) if target in nodes else sum(terms[1:], terms[0])
+            prepared = {None: relu}
+            for e, total in zip(edges, sums, strict=True):
+                parts = {}
+                for o, op in self.own[e].items():
+                    if op.prepare not in prepared:
+                        prepared[op.prepare] = op.prepare(relu)
+                    y = op.body(prepared[op.prepare], n, mixture[e * ops + int(o)])
+                    parts[op.finish] = parts[op.finish].add_(y) if op.finish in parts else y
+                for finish, y in parts.items():
+                    total = total.add_(finish(y, relu) if finish else y)
+                target = self.edges[e][1]
+                nodes[target] = nodes[target].add_(total) if target in nodes else total
         return list(nodes.values())
 
 
-def by_group(weight, x):
-    """The weight (n,) of each group as a tensor that multiplies x (B, C, H, W)."""
-    return (
-        weight if len(weight) == 1 else weight.repeat_interleave(len(x) // len(weight))[:, None, None, None]
-    )
+class WeightedSums(torch.autograd.Function):
+    """Sums of the same K tensors under m sets of weights, one for each of n groups of the batch.
+
+    weights (m, K, n); tensors of one shape (B, C, H, W), the batch cut into n equal groups. Returns m
+    tensors. One pass over memory for each weight; autograd of products and sums would take three.
+    """
+
+    @staticmethod
+    def forward(ctx, weights, *tensors):
+        ctx.save_for_backward(weights, *tensors)
+        return tuple(_weighted_sum(row, tensors) for row in weights)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        weights, *tensors = ctx.saved_tensors
+        by_weights, by_tensors = None, [None] * len(tensors)
+        if ctx.needs_input_grad[0]:
+            n = weights.shape[2]
+            dots = [_grouped(g, n)[:, None] @ _grouped(x, n)[..., None] for g in gradients for x in tensors]
+            by_weights = torch.stack(dots).view(weights.shape)
+        if any(ctx.needs_input_grad[1:]):
+            by_tensors = [_weighted_sum(column, gradients) for column in weights.unbind(1)]
+        return by_weights, *by_tensors
+
+
+def _weighted_sum(weights, tensors):
+    """Weights (K, n), K tensors: their sum."""
+    K, n = weights.shape
+    if n > 1:
+        weights = weights.repeat_interleave(len(tensors[0]) // n, 1)
+    weights = weights.view(K, -1, 1, 1, 1)
+    total = weights[0] * tensors[0]
+    for weight, x in zip(weights[1:], tensors[1:], strict=True):
+        total.addcmul_(weight, x)
+    return total
+
+
+def _grouped(x, n):
+    """A tensor (B, C, H, W), channels last in memory, as a row for each of n groups."""
+    return x.permute(0, 2, 3, 1).reshape(n, -1)
 
 
 class Supernet(nn.Module):
@@ -117,7 +160,7 @@ class DartsCell(nn.Module):
         self.mixed = MixedCell(space, C, strides=(stride, stride, 1, 1, 1))
 
     def forward(self, s0, s1, p):  # p (n, cells, E, O)
-        inputs = [self.preprocess0.body(F.relu(s0), len(p)), self.preprocess1.body(F.relu(s1), len(p))]
+        inputs = [self.preprocess0(s0, len(p)), self.preprocess1(s1, len(p))]
         return torch.cat(self.mixed(inputs, p[:, self.kind])[2:], dim=1)
 
 
