@@ -18,6 +18,7 @@ import copy
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from genotypes import SPACES, operations
 
@@ -36,21 +37,57 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked = None  # read only where momentum is None
 
     def forward(self, x, groups=1, scale=None):
+        weight, bias = self.weight, self.bias
+        if scale is not None:
+            # repeat, not expand: the channels-last backward on CPU misreads a stride of 0 (torch 2.14).
+            scale = scale[:, None].repeat(1, x.shape[1])
+            weight = scale if weight is None else scale * weight
+            bias = None if bias is None else scale * bias
+        elif groups > 1 and weight is not None:
+            weight, bias = weight.repeat(groups, 1), bias.repeat(groups, 1)
+        settings = self.running_mean, self.running_var, self.momentum, self.eps
+        if groups > 1 and self.training:
+            return GroupedNorm.apply(x, weight, bias, groups, *settings)
         outputs = []
-        factors = [None] * groups if scale is None else scale.unbind(0)
-        parts = [x] if groups == 1 else x.chunk(groups)  # chunk's backward is a copy
-        for part, factor in zip(parts, factors, strict=True):
-            weight, bias = self.weight, self.bias
-            if factor is not None:
-                # repeat, not expand: the channels-last backward on CPU misreads a weight of stride 0 (torch
-                # 2.14).
-                weight = factor.repeat(x.shape[1]) if weight is None else factor * weight
-                bias = None if bias is None else factor * bias
+        parts = x.chunk(groups) if groups > 1 else [x]  # the backward pass of chunk is a copy
+        for k, part in enumerate(parts):
+            w, b = (value if value is None or value.dim() == 1 else value[k] for value in (weight, bias))
             statistics = self.running_mean, self.running_var
-            outputs.append(
-                F.batch_norm(part, *statistics, weight, bias, self.training, self.momentum, self.eps)
-            )
+            outputs.append(F.batch_norm(part, *statistics, w, b, self.training, self.momentum, self.eps))
         return outputs[0] if groups == 1 else torch.cat(outputs)
+
+
+class GroupedNorm(torch.autograd.Function):
+    """Batch norm in training mode of each of n equal groups of the batch alone, written to one tensor without
+    copies. weight, bias: (n, C) or None."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, mean, var, momentum, eps):
+        y, saved = torch.empty_like(x), x.new_empty(groups, 2, x.shape[1])
+        rows = [[None] * groups if value is None else value.unbind(0) for value in (weight, bias)]
+        for part, out, w, b, (m, i) in zip(x.chunk(groups), y.chunk(groups), *rows, saved, strict=True):
+            torch.ops.aten.native_batch_norm.out(
+                part, w, b, mean, var, True, momentum, eps, out=out, save_mean=m, save_invstd=i
+            )
+        ctx.save_for_backward(x, weight, saved)
+        ctx.groups, ctx.eps = groups, eps
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, weight, saved = ctx.saved_tensors
+        n, eps = ctx.groups, ctx.eps
+        g = g.contiguous(memory_format=torch.channels_last)
+        by_x, by_both = torch.empty_like(x), x.new_empty(n, 2, x.shape[1])
+        rows = [None] * n if weight is None else weight.unbind(0)
+        chunks = [value.chunk(n) for value in (g, x, by_x)]
+        for dy, part, dx, w, (m, i), (dw, db) in zip(*chunks, rows, saved, by_both, strict=True):
+            torch.ops.aten.native_batch_norm_backward.out(
+                dy, part, w, None, None, m, i, True, eps, [True] * 3, out0=dx, out1=dw, out2=db
+            )
+        by_weight, by_bias = (by_both[:, k] if ctx.needs_input_grad[k + 1] else None for k in range(2))
+        return by_x, by_weight, by_bias, *[None] * 5
 
 
 class ConvOp(nn.Module):

@@ -106,8 +106,8 @@ class WeightedSums(torch.autograd.Function):
         by_weights, by_tensors = None, [None] * len(tensors)
         if ctx.needs_input_grad[0]:
             n = weights.shape[2]
-            dots = [_grouped(g, n)[:, None] @ _grouped(x, n)[..., None] for g in gradients for x in tensors]
-            by_weights = torch.stack(dots).view(weights.shape)
+            by_weights = [_grouped_dot(g, x, n) for g in gradients for x in tensors]
+            by_weights = torch.stack(by_weights).view(weights.shape)
         if any(ctx.needs_input_grad[1:]):
             by_tensors = [_weighted_sum(column, gradients) for column in weights.unbind(1)]
         return by_weights, *by_tensors
@@ -125,9 +125,11 @@ def _weighted_sum(weights, tensors):
     return total
 
 
-def _grouped(x, n):
-    """A tensor (B, C, H, W), channels last in memory, as a row for each of n groups."""
-    return x.permute(0, 2, 3, 1).reshape(n, -1)
+def _grouped_dot(x, y, n):
+    """The inner products (n,) of two tensors in each of n groups of the batch."""
+    if n == 1:  # one pass over memory
+        return torch.dot(*(value.permute(0, 2, 3, 1).flatten() for value in (x, y)))
+    return (x * y).sum((1, 2, 3)).view(n, -1).sum(1)
 
 
 class Supernet(nn.Module):
