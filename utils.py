@@ -264,8 +264,10 @@ def channel_statistics(images):
 
 def normalise(images, mean, std):
     """uint8 (B, H, W, 3) to normalised float (B, 3, H, W), channels last in memory."""
-    scale = 1 / (255 * std.to(images.device))
-    return (images * scale - (mean / std).to(images.device)).permute(0, 3, 1, 2)
+    B, H, W, _ = images.shape
+    # Whole rows, three channels a pixel: a loop over three numbers alone would be slow.
+    scale, shift = ((value.to(images.device)).repeat(W) for value in (1 / (255 * std), mean / std))
+    return (images.reshape(B, H, 3 * W) * scale).sub_(shift).view(B, H, W, 3).permute(0, 3, 1, 2)
 
 
 def augment(images, index, draws, mean, std, pad=4, cutout=0):
@@ -276,23 +278,27 @@ def augment(images, index, draws, mean, std, pad=4, cutout=0):
     of the square that is set to zero after normalisation, around a random pixel and clipped at the border
     (DeVries and Taylor 2017); 0 for none. Returns float (B, 3, H, W).
     """
-    device = images.device
+    device, B = images.device, len(index)
     H, W = images.shape[1:3]
-    draws = draws.to(device)[..., None]
-    rows, columns = torch.arange(H, device=device), torch.arange(W, device=device)
-    y = rows + (draws[0] * (2 * pad + 1)).long() - pad  # (B, H): the source row of each row
-    x = torch.where(draws[1] < 0.5, W - 1 - columns, columns) + (draws[2] * (2 * pad + 1)).long() - pad
-    inside = ((y >= 0) & (y < H))[:, :, None] & ((x >= 0) & (x < W))[:, None, :]
-    index = index.to(device)[:, None, None]
-    batch = images[index, y.clamp(0, H - 1)[:, :, None], x.clamp(0, W - 1)[:, None, :]] * inside[..., None]
+    draws, index = draws.to(device), index.to(device)
+    batch = F.pad(images.index_select(0, index).view(B, H, 3 * W), (3 * pad, 3 * pad, pad, pad))
+    # Rows: one of 2 pad + 1 windows of each picture, whole rows of which are copied.
+    top = (draws[0] * (2 * pad + 1)).long()
+    batch = batch.unfold(1, H, 1).movedim(-1, 2)[torch.arange(B, device=device), top]
+    # Columns: shifted, or shifted and flipped.
+    columns = torch.arange(W, device=device)
+    columns = torch.where(draws[1, :, None] < 0.5, W - 1 - columns, columns)
+    columns = columns + (draws[2, :, None] * (2 * pad + 1)).long()
+    columns = (3 * columns[..., None] + torch.arange(3, device=device)).view(B, 1, 3 * W)
+    batch = batch.gather(2, columns.expand(B, H, 3 * W)).view(B, H, W, 3)
     batch = normalise(batch, mean, std)
     if cutout:
-        center = (draws[3] * H).long(), (draws[4] * W).long()
-        hole = [
-            (line >= c - cutout // 2) & (line < c + cutout // 2)
-            for line, c in zip((rows, columns), center, strict=True)
-        ]
-        batch = batch.masked_fill((hole[0][:, :, None] & hole[1][:, None, :])[:, None], 0)
+        outside = []  # 0 in the rows and columns of the hole, 1 elsewhere
+        for center, side in ((draws[3] * H, H), (draws[4] * W, W)):
+            line, center = torch.arange(side, device=device), center.long()[:, None]
+            outside.append(((line < center - cutout // 2) | (line >= center + cutout // 2)).float())
+        kept = torch.maximum(outside[0][:, :, None], outside[1].repeat_interleave(3, 1)[:, None])
+        batch.permute(0, 2, 3, 1).view(B, H, 3 * W).mul_(kept)
     return batch
 
 

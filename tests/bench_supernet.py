@@ -1,0 +1,233 @@
+"""Speed and memory of the supernets against the plain ones of tests/plain.py, and what neighborhoods cost.
+
+    python tests/bench_supernet.py             everything but the tables: minutes
+    python tests/bench_supernet.py --tables    cost by number of neighbors, growth with the size of the job
+    python tests/bench_supernet.py --quick     a smoke test on tiny networks, whose numbers say nothing
+
+What is compared takes turns in one run; ratios are medians of the ratios of each turn. Images are random
+numbers, since only time is measured, and optimizers are left out, which are the same for all. The yardstick
+computes every operation of every edge alone, in PyTorch's default memory layout, and gradients of weights and
+alpha in each of the two steps, as the original DARTS code does. Memory is the growth of the process during a
+forward and backward pass, each in a process of its own.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch
+import torch.nn.functional as F
+from plain import PLAIN
+
+import search
+from model_search import SUPERNETS, running_statistics_kept
+
+
+def take_turns(jobs, turns):
+    """Seconds of each job (a function by name) in each turn, after one turn to warm up."""
+    seconds = {name: [] for name in jobs}
+    for turn in range(turns + 1):
+        for name, job in jobs.items():
+            started = time.perf_counter()
+            job()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(a, b):
+    """The median over the turns of a / b."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def machine():
+    """What the numbers were measured on."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+
+
+def print_seconds(seconds):
+    for name, values in seconds.items():
+        print(
+            f"  {name:34} median {statistics.median(values):8.4f} s, {min(values):.4f} to {max(values):.4f}, "
+            f"{len(values)} turns"
+        )
+
+
+class Jobs:
+    """The steps of a search on one supernet and one batch, as functions without arguments."""
+
+    def __init__(self, space, C, layers, batch, size, device="cpu"):
+        torch.manual_seed(0)
+        self.space, self.batch = space, batch
+        self.model = SUPERNETS[space](C, layers, 10).to(device)
+        self.yardstick = PLAIN[space](C, layers, 10).to(device)
+        self.alpha = torch.zeros_like(self.model.alpha).requires_grad_()
+        self.x = torch.randn(batch, 3, size, size, device=device)
+        self.y = torch.randint(10, (batch,), device=device)
+        self.g = torch.Generator().manual_seed(0)
+
+    def plain(self):
+        """A pass of the yardstick, with gradients of weights and alpha."""
+        self.yardstick.zero_grad()
+        F.cross_entropy(self.yardstick(self.x, self.alpha.softmax(-1)), self.y).backward()
+
+    def ours(self):
+        """The same of our supernet."""
+        self.model.zero_grad()
+        F.cross_entropy(self.model(self.x, self.model.mixture()), self.y).backward()
+
+    def arch_step(self, neighbors=0, way="split"):
+        """The loss over so many neighbors, and its gradient by alpha; 0 is DARTS."""
+        args = search.parse_args(
+            ["--space", self.space, "--neighborhood", "1" if neighbors else "0", "--neighbor_batch", way]
+            + ["--neighbors", str(neighbors or 1), "--batch_size", str(self.batch)]
+        )
+        with running_statistics_kept(self.model):
+            shifts = search.draw_shifts(self.model, args, self.g)
+            loss = search.neighborhood_loss(self.model, self.x, self.y, shifts, args)
+            torch.autograd.grad(loss, self.model.alpha)
+
+    def weight_step(self):
+        """The loss at the center, and its gradient by the weights."""
+        weights = self.model.weight_parameters()
+        for w in weights:
+            w.grad = None
+        F.cross_entropy(self.model(self.x, self.model.mixture().detach()), self.y).backward(inputs=weights)
+
+
+def memory(job, *size):
+    """MB by which a process grows during one pass, measured in a process of its own."""
+    command = [sys.executable, os.path.abspath(__file__), "--memory", job, *map(str, size)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def grown(job, space, *size):
+    jobs = Jobs(space, *map(int, size))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    getattr(jobs, job)()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def compare(space, size, turns, results):
+    """One space: the pass, the search step, and the neighborhoods."""
+    jobs = Jobs(space, *size)
+    C, layers, batch, side = size
+    print(f"{space}: C={C}, {layers} layers, batch {batch}, {side} x {side}")
+    seconds = take_turns(
+        {
+            "plain pass": jobs.plain,
+            "our pass": jobs.ours,
+            "our architecture step, DARTS": jobs.arch_step,
+            "our architecture step, 8 neighbors": lambda: jobs.arch_step(8),
+            "our weight step": jobs.weight_step,
+        },
+        turns,
+    )
+    print_seconds(seconds)
+    plain, ours, arch, na, weight = seconds.values()
+    mb = [memory(job, space, *size) for job in ("plain", "ours")]
+    print(f"  memory of a pass: plain {mb[0]:.0f} MB, ours {mb[1]:.0f} MB")
+    results[f"supernet_{space}"] = f"ratio={ratio(plain, ours):.2f} memory={mb[1] / max(1, mb[0]):.2f}"
+    step = [a + w for a, w in zip(arch, weight, strict=True)]
+    name = "search_step" if space == "darts" else f"search_step_{space}"
+    results[name] = f"ratio={ratio([2 * p for p in plain], step):.2f}"
+    results["na_step_8" if space == "darts" else f"na_step_8_{space}"] = f"ratio={ratio(na, arch):.2f}"
+
+
+def neighbor_table(size, turns, results, plot):
+    """Cost of an architecture step by number of neighbors, over DARTS's."""
+    jobs = Jobs("darts", *size)
+    counts = [1, 2, 4, 8, 16]
+    steps = {"DARTS": jobs.arch_step}
+    steps |= {("split", n): lambda n=n: jobs.arch_step(n) for n in counts}
+    steps |= {("repeat", n): lambda n=n: jobs.arch_step(n, "repeat") for n in (2, 4)}
+    seconds = take_turns(steps, turns)
+    print(
+        "architecture step, darts, over that of DARTS\n| neighbors | split | repeat | repeat, per neighbor |"
+    )
+    print("|---|---|---|---|")
+    table = {key: ratio(values, seconds["DARTS"]) for key, values in seconds.items()}
+    for n in counts:
+        repeat = table.get(("repeat", n))
+        more = f"{repeat:.2f} | {repeat / n:.2f}" if repeat else " | "
+        print(f"| {n} | {table['split', n]:.2f} | {more} |")
+    results["na_repeat_4"] = f"ratio={table['repeat', 4]:.2f} per_neighbor={table['repeat', 4] / 4:.2f}"
+    if plot:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(4.5, 3))
+        axes.plot(counts, [table["split", n] for n in counts], "o-", label="split: a share of the batch each")
+        axes.plot([1, 2, 4], [table["split", 1], *(table["repeat", n] for n in (2, 4))], "s--",
+                  label="repeat: the whole batch each")  # fmt: skip
+        axes.set(
+            xlabel="neighbors", ylabel="cost of an architecture step\nover that of DARTS", ylim=(0, None)
+        )
+        axes.legend()
+        figure.savefig(plot, bbox_inches="tight", dpi=100)
+
+
+def growth_table(turns):
+    """Seconds and memory of a search step as one thing grows at a time."""
+    base = dict(C=16, layers=8, batch=64, size=32, neighbors=8)
+    print(
+        "one search step (NA-DARTS, architecture and weight step), darts\n| | seconds | MB |\n|---|---|---|"
+    )
+    changes = [{}, {"layers": 5}, {"layers": 14}, {"C": 8}, {"C": 24}, {"batch": 32}, {"batch": 96}]
+    changes += [{"size": 16}, {"size": 24}, {"neighbors": 2}, {"neighbors": 16}]
+    for change in changes:
+        now = base | change
+        size = [now[name] for name in ("C", "layers", "batch", "size")]
+        jobs = Jobs("darts", *size)
+        seconds = take_turns(
+            {"a": lambda n=now["neighbors"], j=jobs: j.arch_step(n), "w": jobs.weight_step}, turns
+        )
+        total = statistics.median(map(sum, zip(*seconds.values(), strict=True)))
+        name = ", ".join(f"{key} {value}" for key, value in (change or base).items())
+        print(f"| {name} | {total:.2f} | {memory('ours', 'darts', *size):.0f} |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=int, default=5, help="measurements of each thing")
+    parser.add_argument("--tables", action="store_true", help="the tables instead")
+    parser.add_argument("--plot", help="a picture file of the cost by number of neighbors, with --tables")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, one turn")
+    parser.add_argument("--memory", nargs=6, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        return print(grown(*args.memory))
+    print(machine())
+    turns, results = 1 if args.quick else args.turns, {}
+    darts, nasbench201 = ((4, 3, 16, 8), (4, 1, 16, 8)) if args.quick else ((16, 8, 64, 32), (16, 5, 64, 32))
+    if args.quick or not args.tables:
+        compare("darts", darts, turns, results)
+        compare("nasbench201", nasbench201, turns, results)
+    if args.quick or args.tables:
+        neighbor_table(darts, turns, results, args.plot)
+    if args.tables and not args.quick:
+        growth_table(turns)
+    for name, text in results.items():
+        print(f"RESULT {name} {text}")
+
+
+if __name__ == "__main__":
+    main()
