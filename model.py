@@ -46,7 +46,7 @@ class BatchNorm(nn.BatchNorm2d):
         elif groups > 1 and weight is not None:
             weight, bias = weight.repeat(groups, 1), bias.repeat(groups, 1)
         settings = self.running_mean, self.running_var, self.momentum, self.eps
-        if groups > 1 and self.training:
+        if groups > 1 and self.training and not torch.compiler.is_compiling():
             return GroupedNorm.apply(x, weight, bias, groups, *settings)
         outputs = []
         parts = x.chunk(groups) if groups > 1 else [x]  # the backward pass of chunk is a copy
@@ -63,7 +63,8 @@ class GroupedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, groups, mean, var, momentum, eps):
-        y, saved = torch.empty_like(x), x.new_empty(groups, 2, x.shape[1])
+        full = torch.promote_types(x.dtype, torch.float32)  # of half-precision images too
+        y, saved = torch.empty_like(x), x.new_empty(groups, 2, x.shape[1], dtype=full)
         rows = [[None] * groups if value is None else value.unbind(0) for value in (weight, bias)]
         for part, out, w, b, (m, i) in zip(x.chunk(groups), y.chunk(groups), *rows, saved, strict=True):
             torch.ops.aten.native_batch_norm.out(
@@ -79,7 +80,7 @@ class GroupedNorm(torch.autograd.Function):
         x, weight, saved = ctx.saved_tensors
         n, eps = ctx.groups, ctx.eps
         g = g.contiguous(memory_format=torch.channels_last)
-        by_x, by_both = torch.empty_like(x), x.new_empty(n, 2, x.shape[1])
+        by_x, by_both = torch.empty_like(x), torch.empty_like(saved)
         rows = [None] * n if weight is None else weight.unbind(0)
         chunks = [value.chunk(n) for value in (g, x, by_x)]
         for dy, part, dx, w, (m, i), (dw, db) in zip(*chunks, rows, saved, by_both, strict=True):
@@ -159,7 +160,7 @@ class Depthwise(nn.Conv2d):
         super().__init__(C, C, k, stride, padding=k // 2, groups=C, bias=False)
 
     def forward(self, x):
-        if x.device.type == "cpu" and self.kernel_size == (5, 5):
+        if x.device.type == "cpu" and self.kernel_size == (5, 5) and not torch.is_autocast_enabled("cpu"):
             return WideFilters.apply(x, self.weight, self.stride[0])
         return super().forward(x)
 

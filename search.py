@@ -43,8 +43,9 @@ import statistics
 import time
 import zlib
 from argparse import BooleanOptionalAction, Namespace
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -148,6 +149,8 @@ def parse_args(argv=None):
     # The run
     add("--seed", type=int, default=2, help="seed of everything random")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
+    add("--amp", choices=("none", "bf16"), default="none", help="darts: autocast the supernet to this type")
+    add("--compile", action="store_true", help="darts: torch.compile the supernet; pays on a GPU")
     add("--report_freq", type=int, default=50, help="steps between looks at the loss")
     add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
@@ -221,6 +224,8 @@ def check_args(parser, args):
         parser.error("--eval trains what --algo rs and ls draw: give one of them")
     if args.eval and args.bench:
         parser.error("--eval train and --bench are two ways to an error: leave one of them out")
+    if args.compile and args.unrolled:
+        parser.error("--compile does not go with --unrolled: leave one of them out")
     if train.processes()[1] > 1 and not args.eval:
         parser.error("torchrun shares the work of --eval train alone: run this in one process")
     if table_alone:
@@ -642,7 +647,7 @@ def main(args):
     device = utils.device_of(args.device)
     checkpoint = utils.load_checkpoint(os.path.join(args.resume, "checkpoint.pt")) if args.resume else None
     if checkpoint:
-        utils.check_same_run(args, checkpoint, ("resume", "save", "device", "data", "report_freq"))
+        utils.check_same_run(args, checkpoint, ("resume", "save", "device", "data", "report_freq", "compile"))
     elif args.save:
         utils.check_free(args.save)
     torch.manual_seed(args.seed)  # the supernet's first weights
@@ -681,6 +686,10 @@ def main(args):
         betas=(0.5, 0.999),
         weight_decay=args.arch_weight_decay,
     )
+
+    # Precision and compilation are decided here once.
+    net = torch.compile(model) if args.compile else model
+    autocast = partial(torch.autocast, device.type, torch.bfloat16) if args.amp == "bf16" else nullcontext
 
     # The run folder, and what a checkpoint holds besides its epoch
     method = method_name(args) + (", second order" if args.unrolled else "")
@@ -726,19 +735,20 @@ def main(args):
             shifts = draw_shifts(model, args, neighbor_g)
 
             # Architecture step: the loss over the neighborhood, on images that the weights do not train on.
-            with running_statistics_kept(model):
+            with running_statistics_kept(model), autocast():
                 if args.unrolled:
-                    train, valid = (x, y, weight_shifts), (x_arch, y_arch, shifts)
-                    arch_loss, gradient = unrolled_gradient(model, weight_optimizer, train, valid, args)
+                    ahead, valid = (x, y, weight_shifts), (x_arch, y_arch, shifts)
+                    arch_loss, gradient = unrolled_gradient(model, weight_optimizer, ahead, valid, args)
                 else:
-                    arch_loss = neighborhood_loss(model, x_arch, y_arch, shifts, args)
+                    arch_loss = neighborhood_loss(net, x_arch, y_arch, shifts, args)
                     (gradient,) = torch.autograd.grad(arch_loss, model.alpha)
             model.alpha.grad = gradient
             arch_optimizer.step()
 
             # Weight step: at the center, or on neighbors, each with its share of the batch.
-            logits = model(x, mixtures(model, weight_shifts, args).detach())
-            weight_loss = F.cross_entropy(logits, y)
+            with autocast():
+                logits = net(x, mixtures(model, weight_shifts, args).detach())
+                weight_loss = F.cross_entropy(logits, y)
             weight_optimizer.zero_grad()
             weight_loss.backward(inputs=weights)
             torch.nn.utils.clip_grad_norm_(weights, args.grad_clip)

@@ -29,7 +29,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a tiny network, one turn")
     args = parser.parse_args()
     genotype = parse_architecture(args.arch)
-    C, layers, batch, size = (4, 3, 4, 16) if args.quick else (36, 20, 32, 32)
+    C, layers, batch, size = (4, 3, 4, 32) if args.quick else (36, 20, 32, 32)
     torch.manual_seed(0)
     x, y = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
     networks = {

@@ -273,3 +273,48 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert message.endswith(os.path.join("run", "checkpoint.pt"))
     checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
+
+
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """A quarter of the synthetic set, for speed."""
+    draw = utils.draw_shapes
+    monkeypatch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 4, size, seed))
+
+
+def test_a_compiled_supernet_searches_alike(tmp_path, monkeypatch, few_shapes):
+    """Traced as ever, but not turned into machine code, which takes minutes."""
+    compiled = []
+
+    def traced(network, compile=torch.compile):
+        compiled.append(network)
+        return compile(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    torch._dynamo.reset()
+    runs = []
+    for more in ([], ["--compile"]):
+        folder = tmp_path / str(len(more))
+        flags = [*TINY.split(), "--epochs", "1", "--neighbors", "2", "--save", str(folder), *more]
+        search.main(search.parse_args(flags))
+        runs.append(outcome(folder))
+    (a, a_rows), (b, b_rows) = runs
+    assert len(compiled) == 1 and a["model"].keys() == b["model"].keys()
+    assert torch.allclose(a["model"]["alpha"], b["model"]["alpha"], atol=1e-5)
+    for name in ("weight_loss", "neighborhood_loss", "arch_loss"):
+        assert float(a_rows[0][name]) == pytest.approx(float(b_rows[0][name]), rel=1e-3)
+
+
+@pytest.mark.parametrize("space,layers", [("nasbench201", 1), ("darts", 3)])
+def test_autocast_is_close_to_float32(tmp_path, few_shapes, space, layers):
+    flags = TINY.replace("nasbench201", space).split() + ["--epochs", "1", "--layers", str(layers)]
+    rows = []
+    for amp in ("none", "bf16"):
+        folder = tmp_path / amp
+        search.main(
+            search.parse_args([*flags, "--learning_rate", "1e-3", "--save", str(folder), "--amp", amp])
+        )
+        rows.append(outcome(folder)[1][0])
+    for name in ("weight_loss", "neighborhood_loss", "arch_loss"):
+        assert float(rows[1][name]) == pytest.approx(float(rows[0][name]), rel=0.01)
+    assert rows[0]["weight_loss"] != rows[1]["weight_loss"]
