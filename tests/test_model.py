@@ -9,7 +9,18 @@ from plain import PlainNasBench201Network, PlainNetwork, copy_modules
 
 import model
 from genotypes import NAMED, SPACES, operations, random_architecture
-from model import NETWORKS, NetworkCIFAR, NetworkImageNet, NetworkNasBench201, count_macs
+from model import (
+    NETWORKS,
+    BatchNorm,
+    NetworkCIFAR,
+    NetworkImageNet,
+    NetworkNasBench201,
+    WideFilters,
+    count_macs,
+    from_phases,
+    phases,
+)
+from model_search import WeightedSums
 
 # Published or counted by others, as the original code counts: parameters without and with auxiliary head, and
 # multiply-accumulates; CIFAR (36 channels, 20 cells, 10 classes, 32 x 32), then ImageNet (48 channels, 14
@@ -216,3 +227,76 @@ def test_auxiliary_head_is_not_computed_in_evaluation_mode(monkeypatch):
     network = NetworkCIFAR(4, 10, 3, True, NAMED["DARTS_V2"]).eval()
     monkeypatch.setattr(network.auxiliary, "forward", None)
     assert network(torch.randn(2, 3, 16, 16))[1] is None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The fast forms of operations
+# ------------------------------------------------------------------------------------------------------------
+
+SIDES = [(1, 1), (2, 2), (3, 1), (3, 3), (4, 4), (4, 7), (7, 4), (5, 5), (8, 8), (15, 15), (16, 10)]
+
+
+def channels_last(*shape):
+    x = torch.randn(*shape, dtype=torch.float64)
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("C", [1, 2, 16])
+def test_wide_filters_are_a_convolution(C, stride):
+    torch.manual_seed(0)
+    weight = torch.randn(C, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    for H, W in SIDES:
+        x = channels_last(3, C, H, W)
+        got, expected = WideFilters.apply(x, weight, stride), F.conv2d(x, weight, None, stride, 2, 1, C)
+        assert torch.equal(got, expected)
+        g = torch.randn_like(got)
+        by_x, by_weight = torch.autograd.grad(got, [x, weight], g)
+        for a, b in zip((by_x, by_weight), torch.autograd.grad(expected, [x, weight], g), strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-10), (H, W)
+    x = channels_last(2, C, 5, 4)
+    assert torch.autograd.gradgradcheck(lambda x, w: WideFilters.apply(x, w, stride), (x, weight))
+
+
+@pytest.mark.parametrize("H,W", SIDES)
+def test_phases_are_put_together_again(H, W):
+    x = channels_last(3, 2, H, W)
+    pictures, dilation = phases(x)
+    assert torch.equal(from_phases(pictures, x), x)
+    assert dilation == (2 if H % 2 or W % 2 else 1)
+    if dilation == 1:  # those of a picture stay together, so groups of a batch stay groups
+        assert torch.equal(pictures[:4], phases(x[:1])[0])
+        assert torch.equal(pictures[1], x[0, :, ::2, 1::2])
+
+
+def test_weighted_sums():
+    torch.manual_seed(0)
+    for n in (1, 2, 4):
+        weights = torch.randn(3, 2, n, dtype=torch.float64, requires_grad=True)
+        tensors = [channels_last(4, 2, 3, 5) for _ in range(2)]
+        spread = weights.repeat_interleave(4 // n, 2)[..., None, None, None]
+        expected = [sum(w * x for w, x in zip(row, tensors, strict=True)) for row in spread]
+        got = WeightedSums.apply(weights, *tensors)
+        assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(got, expected, strict=True))
+        assert torch.autograd.gradcheck(WeightedSums.apply, (weights, *tensors))
+        assert torch.autograd.gradgradcheck(WeightedSums.apply, (weights, *tensors))
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_groups_of_a_batch_norm(affine):
+    """Outputs, gradients of everything and running statistics are those of separate passes."""
+    torch.manual_seed(0)
+    together, alone = BatchNorm(3, affine).double(), BatchNorm(3, affine).double()
+    x = channels_last(6, 3, 4, 5)
+    for scale in (None, torch.rand(2, dtype=torch.float64, requires_grad=True)):
+        wanted = [x, *together.parameters(), *([] if scale is None else [scale])]
+        theirs = [x, *alone.parameters(), *([] if scale is None else [scale])]
+        a = together(x, 2, scale)
+        b = torch.cat(
+            [alone(part, 1, None if scale is None else scale[[k]]) for k, part in enumerate(x.chunk(2))]
+        )
+        assert torch.allclose(a, b, rtol=1e-12)
+        g = torch.randn_like(a).contiguous()  # a gradient in another memory layout
+        pairs = zip(torch.autograd.grad(a, wanted, g), torch.autograd.grad(b, theirs, g), strict=True)
+        assert all(torch.allclose(i, j, rtol=1e-10, atol=1e-12) for i, j in pairs)
+        assert all(torch.allclose(i, j) for i, j in zip(together.buffers(), alone.buffers(), strict=True))

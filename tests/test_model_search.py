@@ -144,3 +144,21 @@ def test_running_statistics_can_be_kept():
     model(x, model.mixture())
     assert not all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
     assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, BatchNorm))
+
+
+@pytest.mark.parametrize("space,C,layers,size", CASES)
+def test_a_checkpoint_gives_the_same_supernet(space, C, layers, size, tmp_path):
+    """And the plain one with its weights agrees, for an odd number of images."""
+    model = build(space, C, layers)
+    x, _ = images(7, size)
+    model(x, model.mixture())
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    again = SUPERNETS[space](C, layers, 10).double()
+    again.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    plain = copy_weights(again, PLAIN[space](C, layers, 10).double())
+    for net in (model.eval(), again.eval()):
+        logits = net(x, model.mixture())
+    assert torch.equal(logits, model(x, model.mixture()))
+    model.train(), again.train()
+    assert torch.equal(again(x, model.mixture()), model(x, model.mixture()))
+    assert close(again(x, again.mixture()), plain(x, model.mixture()))
