@@ -211,6 +211,26 @@ def check_args(parser, args):
         )
 
 
+def load_halves(args):
+    """The training images of a search, cut in two: images uint8 (N, S, S, 3), labels (N,), class names, the
+    indices of the half that trains the weights and of the half that trains alpha, and the channels' mean and
+    deviation, for utils.normalise. Raises BadInput where there are too few."""
+    images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size)
+    mean, std = utils.channel_statistics(images)
+    weight_half, arch_half = utils.split_balanced(labels, args.train_portion, utils.generator(args.seed, 0))
+    if min(len(weight_half), len(arch_half)) < args.batch_size:
+        raise utils.BadInput(
+            f"{len(images)} training images give halves of {len(weight_half)} and {len(arch_half)}, which do "
+            f"not fill a batch of {args.batch_size}: choose a smaller --batch_size"
+        )
+    for label, name in enumerate(classes):
+        if not all((labels[half] == label).any() for half in (weight_half, arch_half)):
+            raise utils.BadInput(
+                f"the class {name} has too few images for one in each half: add some or drop it"
+            )
+    return images, labels, classes, weight_half, arch_half, dict(mean=mean, std=std)
+
+
 def draw_shifts(model, args, g):
     """The neighbors of one step, drawn uniformly from the ball: (n, E) shifts. With radius 0 the center
     alone."""
@@ -464,23 +484,10 @@ def main(args):
     elif args.save:
         utils.check_free(args.save)
     torch.manual_seed(args.seed)  # the supernet's first weights
-    split_g, weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(4))
+    weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(1, 4))
     table = utils.load_table(args.bench) if args.bench else None
-    images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size)
-    mean, std = utils.channel_statistics(images)
-    weight_half, arch_half = utils.split_balanced(labels, args.train_portion, split_g)
-    if min(len(weight_half), len(arch_half)) < args.batch_size:
-        raise utils.BadInput(
-            f"{len(images)} training images give halves of {len(weight_half)} and {len(arch_half)}, which do "
-            f"not fill a batch of {args.batch_size}: choose a smaller --batch_size"
-        )
-    for label, name in enumerate(classes):
-        if not all((labels[half] == label).any() for half in (weight_half, arch_half)):
-            raise utils.BadInput(
-                f"the class {name} has too few images for one in each half: add some or drop it"
-            )
+    images, labels, classes, weight_half, arch_half, normalisation = load_halves(args)
     images, labels = images.to(device), labels.to(device)
-    normalisation = dict(mean=mean, std=std)
     pad = images.shape[1] // 8  # 4 pixels at 32 x 32, as DARTS has it
     augmentation = dict(**normalisation, pad=pad, cutout=args.cutout_length if args.cutout else 0)
     weight_batches = utils.Batches(images, labels, weight_half, args.batch_size, weight_g, **augmentation)
@@ -507,9 +514,12 @@ def main(args):
         or args.save
         or utils.new_run_path("search", f"{method.split(',')[0].lower()}-{args.space}")
     )
+    # alpha at the start and after each epoch, (1 + epochs, cells, E, O), which visualize.py draws
+    trajectory = utils.State(alpha=model.alpha.detach().cpu()[None].clone())
     parts = dict(
         model=model, weight_optimizer=weight_optimizer, arch_optimizer=arch_optimizer,
         weight_batches=weight_batches, arch_batches=arch_batches, neighbors=utils.GeneratorState(neighbor_g),
+        trajectory=trajectory,
     )  # fmt: skip
     start, rows = 0, []
     if checkpoint:
@@ -595,6 +605,7 @@ def main(args):
                 **accuracies(table, arch),
             }
         )
+        trajectory["alpha"] = torch.cat([trajectory["alpha"], model.alpha.detach().cpu()[None]])
         folder.save(parts, epoch, rows, args)
         folder.write_genotype(arch)
         folder.log(
