@@ -21,8 +21,8 @@ NA-RS draws architectures and keeps the one with the best g over its neighborhoo
 search; with --neighborhood 0 they are RS and LS. They search on a column of a table of NAS-Bench-201
 accuracies, --bench, and report the others.
 
-A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json. `--resume FOLDER` goes
-on from the last epoch, to the same result bit for bit on a CPU.
+A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json, result.json, cell.png.
+`--resume FOLDER` goes on from the last epoch, to the same result bit for bit on a CPU.
 
 Deviations from the original DARTS code: the halves hold the same number of images of each class; images are
 normalised by the mean and deviation of the training set at hand; batches are always full, and those of the
@@ -126,6 +126,8 @@ def parse_args(argv=None):
     add("--seed", type=int, default=2, help="seed of everything random")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
     add("--report_freq", type=int, default=50, help="steps between looks at the loss")
+    add("--sharpness_images", type=int, default=64,
+        help="images on which the sharpness of what is found is measured in the end; 0 to leave it out")
     add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--quick", action="store_true",
@@ -173,7 +175,7 @@ def check_args(parser, args):
         learning_rate=(1e-8, 100),
         learning_rate_min=(0, args.learning_rate), momentum=(0, 0.9999), weight_decay=(0, 1),
         grad_clip=(1e-8, 1e8), arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), seed=(0, 2**40),
-        report_freq=(1, 1_000_000),
+        report_freq=(1, 1_000_000), sharpness_images=(0, 1_000_000),
     )  # fmt: skip
     for name, (low, high) in ranges.items():
         value = getattr(args, name)
@@ -468,6 +470,32 @@ def report_table(args, method, table, rows):
     folder.log(f"run folder {folder.path}")
 
 
+def report_search(folder, args, method, arch, rows, model, arch_set, normalisation):
+    """The end of a gradient search: its cell as a picture, where matplotlib is installed, and result.json
+    with the architecture, the last epoch's metrics, and how sharp its surroundings are (or None). arch_set:
+    images, labels, and the index of the half that alpha was trained on."""
+    import visualize  # here, since it imports this file
+
+    try:
+        visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
+    except ImportError as error:
+        folder.log(f"no cell.png: {error}")
+    sharpness = None
+    if args.sharpness_images:
+        drawn = visualize.loss_batches(
+            *arch_set, args.sharpness_images, args.batch_size, args.seed, normalisation
+        )
+        try:
+            sharpness = visualize.sharpness(model, drawn, args.perturb)
+            folder.log(visualize.sharpness_text(sharpness))
+        except torch.cuda.OutOfMemoryError:  # the Hessian takes a few times the memory of a step
+            folder.log(
+                f"no sharpness, out of memory: python visualize.py sharpness {folder.path} --images 16"
+            )
+    result = {"algo": method, "arch": format_architecture(arch), "metrics": rows[-1], "sharpness": sharpness}
+    folder.write_json("result.json", result)
+
+
 def main(args):
     from tqdm import tqdm
 
@@ -480,7 +508,9 @@ def main(args):
     device = utils.device_of(args.device)
     checkpoint = utils.load_checkpoint(os.path.join(args.resume, "checkpoint.pt")) if args.resume else None
     if checkpoint:
-        utils.check_same_run(args, checkpoint, ("resume", "save", "device", "data", "report_freq"))
+        utils.check_same_run(
+            args, checkpoint, ("resume", "save", "device", "data", "report_freq", "sharpness_images")
+        )
     elif args.save:
         utils.check_free(args.save)
     torch.manual_seed(args.seed)  # the supernet's first weights
@@ -620,6 +650,7 @@ def main(args):
     bar.close()
     arch = read_cell(space, model.mixture())
     folder.write_genotype(arch)
+    report_search(folder, args, method, arch, rows, model, (images, labels, arch_half), normalisation)
     folder.log(f"found {format_architecture(arch)}\ntrain it with: python train.py --arch {folder.path}")
 
 
