@@ -30,6 +30,7 @@ import io
 import math
 import os
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -343,7 +344,7 @@ def draw_cell(arch):
                     bend(axes, x, start, left[c + 1], rows[c + 1, ("node", target)], at[c + 1], "black", "-")
                 else:
                     end = rows[c + 1, ("edge", i)]
-                    bend(axes, x, start, left[c + 1], end, at[c + 1], color, dashes, arrow=True)
+                    bend(axes, x, start, left[c + 1], end, at[c + 1], color, dashes, op)
                     label = dict(boxstyle="square,pad=0.12", facecolor="white", edgecolor="none")
                     axes.text(
                         left[c + 1] + LABEL / 2 - 0.05, end, op,
@@ -376,7 +377,7 @@ def draw_cell(arch):
     return figure
 
 
-def bend(axes, x, start, left, end, right, color, dashes, arrow=False):
+def bend(axes, x, start, left, end, right, color, dashes, op=None):
     """A line from (x, start), which changes to the height `end` before x = left and goes on to x = right."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
@@ -386,7 +387,7 @@ def bend(axes, x, start, left, end, right, color, dashes, arrow=False):
         [(x, start), (middle, start), (middle, end), (left, end), (right, end)],
         [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO],
     )
-    style = "-|>,head_length=3,head_width=1.6" if arrow else "-"
+    style = "-|>,head_length=3,head_width=1.6" if op else "-"
     axes.add_patch(
         FancyArrowPatch(
             path=path,
@@ -398,7 +399,8 @@ def bend(axes, x, start, left, end, right, color, dashes, arrow=False):
             shrinkB=0,
             mutation_scale=1.5,
             zorder=2,
-        )  # fmt: skip
+            gid=op,
+        )
     )
 
 
@@ -494,8 +496,8 @@ def curves(args):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    path = picture_path(args, args.runs[0])
     groups = grouped([load_run(folder) for folder in args.runs])
+    path = picture_path(args, args.runs[0])
     figure = new_figure(11, 6.4)
     panels = {
         "loss": "Loss (nats)",
@@ -574,7 +576,9 @@ def draw_mixtures(space, p, epochs, high):
     figure = new_figure(1.9 + (0.27 * O + 0.25) * len(p), 0.19 * E + 1.9, layout="constrained")
     axes = figure.subplots(1, len(p), sharey=True, squeeze=False)[0]
     for place, values, epoch in zip(axes, p, epochs, strict=True):
-        image = place.imshow(values, cmap=MAP, vmin=0, vmax=high, aspect="auto", interpolation="nearest")
+        image = place.imshow(
+            values.numpy(), cmap=MAP, vmin=0, vmax=high, aspect="auto", interpolation="nearest"
+        )
         place.set_title(f"epoch {epoch}", fontsize=9)
         place.set_xticks(range(O), space.ops, rotation=90, fontsize=8)
         place.set_yticks(range(E), names, fontsize=8)
@@ -586,8 +590,8 @@ def draw_mixtures(space, p, epochs, high):
 def mixture(args):
     from matplotlib.animation import PillowWriter
 
-    path = picture_path(args, args.runs[0])
     run = load_run(args.runs[0])
+    path = picture_path(args, args.runs[0])
     space, last = SPACES[run["args"]["space"]], run["epoch"]
     p = run["trajectory"].softmax(-1).flatten(1, 2)  # (1 + epochs, E, O)
     chosen = args.epochs or sorted({round(last * k / 3) for k in range(4)})
@@ -607,7 +611,7 @@ def mixture(args):
     writer, place = PillowWriter(fps=max(2, len(frames) // 10)), figure.axes[0]
     with writer.saving(figure, f"{film}.tmp.gif", dpi=80):
         for epoch in frames:
-            place.images[0].set_data(p[epoch])
+            place.images[0].set_data(p[epoch].numpy())
             place.set_title(f"epoch {epoch}", fontsize=9)
             writer.grab_frame()
     os.replace(f"{film}.tmp.gif", film)
@@ -689,6 +693,7 @@ def dominant_eigenpairs(product, n, count=1, tolerance=1e-3, most=60):
     product: v (n,) to the operator times v. Power iteration that keeps all its iterates: the best pairs in
     their span (Lanczos 1950, with full orthogonalisation). It ends when each pair's residual |H v - value v|,
     which bounds the error of the value, is below tolerance times the largest value; or after `most` products.
+    nan where a product is not finite.
     """
     v = torch.randn(n, generator=utils.generator(0, 0), dtype=torch.float64)
     Q, HQ = [], []  # orthonormal iterates, and their products
@@ -696,6 +701,8 @@ def dominant_eigenpairs(product, n, count=1, tolerance=1e-3, most=60):
         Q.append(v / v.norm())
         HQ.append(product(Q[-1]).detach().double().cpu())
         basis, image = torch.stack(Q), torch.stack(HQ)
+        if not image.isfinite().all():
+            return torch.full((count,), math.nan), torch.full((count, n), math.nan)
         small = basis @ image.T
         values, inner = torch.linalg.eigh((small + small.T) / 2)
         order = values.abs().argsort(descending=True)[:count]
@@ -765,8 +772,8 @@ def load_supernet(path, run, args):
 
 
 def sharpness_command(args):
-    path = picture_path(args, args.runs[0])
     runs = {folder: load_run(folder) for folder in args.runs}
+    path = picture_path(args, args.runs[0])
     figure = new_figure(6.4, 4.2, layout="constrained")
     axes, table = figure.subplots(), []
     for k, (folder, run) in enumerate(runs.items()):
@@ -875,8 +882,8 @@ def landscape_grid(model, vectors, steps, batches, progress="landscape"):
 def landscape(args):
     if args.bench:
         return table_landscape(args)
-    path = picture_path(args, args.runs[0])
     runs = [load_run(folder) for folder in args.runs]
+    path = picture_path(args, args.runs[0])
     ways = [centered(run["trajectory"].double()).flatten(1) for run in runs]
     extent = args.extent or max((way[-1] - way[0]).norm().item() for way in ways)
     if not extent:
@@ -916,11 +923,12 @@ def draw_landscapes(grids, steps, titles, labels, lines):
     high = max(max(grid.max().item() for grid in grids), low + 1e-9)
     levels = MaxNLocator(18).tick_values(low, high)
     figure = new_figure(4.3 * n + 0.9, 7.4, layout="constrained")
+    at = steps.numpy()
+    a, b = np.meshgrid(at, at)
     for k, (grid, title, names, line) in enumerate(zip(grids, titles, labels, lines, strict=True)):
         surface = figure.add_subplot(2, n, 1 + k, projection="3d")
-        a, b = torch.meshgrid(steps, steps, indexing="xy")
         surface.plot_surface(
-            a.numpy(), b.numpy(), grid.numpy(), cmap=MAP, vmin=levels[0], vmax=levels[-1], rstride=1,
+            a, b, grid.numpy(), cmap=MAP, vmin=levels[0], vmax=levels[-1], rstride=1,
             cstride=1, linewidth=0.2, edgecolor="#00000040",
         )  # fmt: skip
         center = grid[len(steps) // 2, len(steps) // 2]
@@ -934,11 +942,11 @@ def draw_landscapes(grids, steps, titles, labels, lines):
         for axis in (surface.xaxis, surface.yaxis, surface.zaxis):
             axis.set_major_locator(MaxNLocator(5))
         flat = figure.add_subplot(2, n, 1 + n + k, aspect="equal")
-        image = flat.contourf(steps, steps, grid, levels, cmap=MAP)
-        flat.contour(steps, steps, grid, levels, colors="black", linewidths=0.35)
+        image = flat.contourf(at, at, grid.numpy(), levels, cmap=MAP)
+        flat.contour(at, at, grid.numpy(), levels, colors="black", linewidths=0.35)
         if line is not None:
-            flat.plot(*line.T, color="white", lw=2.2)
-            flat.plot(*line.T, "o-", color="#D55E00", lw=1.2, ms=2.5)
+            flat.plot(*line.T.numpy(), color="white", lw=2.2)
+            flat.plot(*line.T.numpy(), "o-", color="#D55E00", lw=1.2, ms=2.5)
         flat.plot(0, 0, "*", color="white", mec="black", ms=12)
         flat.set(xlim=(-extent, extent), ylim=(-extent, extent))
         flat.set_xlabel(f"{names[0]}\n(units of alpha)", fontsize=8.5)
