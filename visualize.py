@@ -143,9 +143,17 @@ def new_figure(width, height, **options):
 
 
 def save(figure, path, rows):
-    """Write a picture, in the format of its ending, and its numbers as CSV beside it. rows: dicts."""
-    picture, table = io.BytesIO(), io.StringIO()
-    figure.savefig(picture, format=os.path.splitext(path)[1][1:], dpi=110)
+    """Write a picture, in the format of its ending, and its numbers as CSV beside it. rows: dicts. A PNG file
+    has a palette of 256 colors, which makes it small."""
+    picture, table, kind = io.BytesIO(), io.StringIO(), os.path.splitext(path)[1][1:]
+    figure.savefig(picture, format=kind, dpi=110)
+    if kind == "png":
+        from PIL import Image
+
+        with Image.open(picture) as image:
+            small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        picture = io.BytesIO()
+        small.save(picture, "png", optimize=True)
     utils.write_file(path, picture.getvalue())
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -312,6 +320,8 @@ def draw_cell(arch):
     cells = cells_of(arch)
     layouts = [cell_layout(len(names), inputs, edges) for _, names, inputs, edges in cells]
     width = max(max(column.values()) for column, _ in layouts) * (LABEL + NODE + GAP) + NODE + 0.3
+    if isinstance(arch, Genotype):  # the edges into the output have no labels
+        width -= LABEL - 0.1
     heights = [max(rows.values()) - min(rows.values()) + 2.6 * ROW for _, rows in layouts]
     figure = new_figure(width, sum(heights))
     top = sum(heights)
