@@ -68,8 +68,9 @@ from neighborhood import (
 
 LAYERS = {"darts": 8, "nasbench201": 5}
 QUICK = dict(
-    dataset="shapes", image_size=16, init_channels=4, layers=3, epochs=2, batch_size=128, learning_rate=0.1
-)
+    dataset="shapes", image_size=16, init_channels=4, layers=3, epochs=2, batch_size=128, learning_rate=0.1,
+    sharpness_images=16,
+)  # fmt: skip
 
 
 def parse_args(argv=None):
