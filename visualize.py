@@ -654,12 +654,23 @@ def losses_at(model, mixtures, batches, progress):
     of the bar. The model is as it was before, to the bit."""
     from tqdm import tqdm
 
-    with running_statistics_kept(model):
-        values = [
-            mixture_loss(model, p, batches).item()
-            for p in tqdm(mixtures, progress, unit="point", disable=None, leave=False)
-        ]
-    return torch.tensor(values, dtype=torch.float64)
+    total = 0.0
+    with (
+        running_statistics_kept(model),
+        tqdm(
+            total=len(mixtures) * len(batches), desc=progress, unit="batch", disable=None, leave=False
+        ) as bar,
+    ):
+        for x, y in batches:
+            sums = []
+            # Small batches under several mixtures at once, each a group of its own, which is the same.
+            for q in mixtures.split(max(1, 128 // len(y))):
+                logits = model(x.repeat(len(q), 1, 1, 1), q)
+                losses = F.cross_entropy(logits, y.repeat(len(q)), reduction="none").view(len(q), -1)
+                sums.append(losses.double().sum(1).cpu())
+                bar.update(len(q))
+            total = total + torch.cat(sums)
+    return total / sum(len(y) for _, y in batches)
 
 
 def neighborhood_losses(model, batches, perturb):
@@ -681,7 +692,7 @@ def hessian_product(model, batches):
     alpha = model.alpha.detach().requires_grad_()
 
     def gradient(x, y):
-        loss = F.cross_entropy(model(x, alpha.softmax(-1)), y, reduction="sum") / images
+        loss = mixture_loss(model, alpha.softmax(-1), [(x, y)]) * len(y) / images
         return torch.autograd.grad(loss, alpha, create_graph=True)[0].flatten()
 
     kept = [gradient(*batches[0])] if len(batches) == 1 else None
