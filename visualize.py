@@ -550,6 +550,7 @@ def curves(args):
         axes[name].set_title(title, fontsize=10)
         axes[name].set_xlabel("epoch", fontsize=9)
         axes[name].tick_params(labelsize=8)
+        axes[name].ticklabel_format(axis="y", useOffset=False)
         axes[name].grid(alpha=0.25)
         axes[name].xaxis.set_major_locator(MaxNLocator(integer=True))
     for name in ("skips", "changes"):
@@ -580,14 +581,14 @@ def curve_rows(label, name, edge, epochs, mean, std, runs):
     ]  # fmt: skip
 
 
-def draw_mixtures(space, p, epochs, high):
-    """Heat maps side by side: p (n, E, O), one for each of n epochs. high: the end of the scale."""
+def draw_mixtures(space, p, epochs, scale):
+    """Heat maps side by side: p (n, E, O), one for each of n epochs. scale: its lowest and highest value."""
     names, (E, O) = edge_names(space), p.shape[1:]  # noqa: E741
     figure = new_figure(1.9 + (0.27 * O + 0.25) * len(p), 0.19 * E + 1.9, layout="constrained")
     axes = figure.subplots(1, len(p), sharey=True, squeeze=False)[0]
     for place, values, epoch in zip(axes, p, epochs, strict=True):
         image = place.imshow(
-            values.numpy(), cmap=MAP, vmin=0, vmax=high, aspect="auto", interpolation="nearest"
+            values.numpy(), cmap=MAP, vmin=scale[0], vmax=scale[1], aspect="auto", interpolation="nearest"
         )
         place.set_title(f"epoch {epoch}", fontsize=9)
         place.set_xticks(range(O), space.ops, rotation=90, fontsize=8)
@@ -604,6 +605,7 @@ def mixture(args):
     path = picture_path(args, args.runs[0])
     space, last = SPACES[run["args"]["space"]], run["epoch"]
     p = run["trajectory"].softmax(-1).flatten(1, 2)  # (1 + epochs, E, O)
+    scale = p.min().item(), p.max().item()
     chosen = args.epochs or sorted({round(last * k / 3) for k in range(4)})
     for epoch in chosen:
         if not 0 <= epoch <= last:
@@ -614,10 +616,10 @@ def mixture(args):
         for edge, line in zip(edge_names(space), values, strict=True)
         for op, value in zip(space.ops, line, strict=True)
     ]
-    save(draw_mixtures(space, p[chosen], chosen, p.max().item()), path, rows)
+    save(draw_mixtures(space, p[chosen], chosen, scale), path, rows)
     # Every epoch is a frame, or every few where there are many.
     frames = list(range(0, last, math.ceil(last / 100))) + [last]
-    figure, film = draw_mixtures(space, p[:1], [0], p.max().item()), os.path.splitext(path)[0] + ".gif"
+    figure, film = draw_mixtures(space, p[:1], [0], scale), os.path.splitext(path)[0] + ".gif"
     writer, place = PillowWriter(fps=max(2, len(frames) // 10)), figure.axes[0]
     with writer.saving(figure, f"{film}.tmp.gif", dpi=80):
         for epoch in frames:
