@@ -25,9 +25,9 @@ accuracies, --bench, and report the others; or, with --eval train, in either spa
 trained for a few epochs on one half of the images with the networks, recipes and loop of train.py, and its
 error is that on the other half.
 
-A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json, and with --eval train
-evaluations.csv, itself a table for --bench. `--resume FOLDER` goes on from the last epoch, to the same result
-bit for bit on a CPU.
+A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json, result.json, cell.png,
+and with --eval train evaluations.csv, itself a table for --bench. `--resume FOLDER` goes on from the last
+epoch, to the same result bit for bit on a CPU.
 
 Deviations from the original DARTS code: the halves hold the same number of images of each class; images are
 normalised by the mean and deviation of the training set at hand; batches are always full, and those of the
@@ -85,11 +85,14 @@ from neighborhood import (
 
 LAYERS = {"darts": 8, "nasbench201": 5}
 QUICK = dict(
-    dataset="shapes", image_size=16, init_channels=4, layers=3, epochs=2, batch_size=128, learning_rate=0.1
-)
+    dataset="shapes", image_size=16, init_channels=4, layers=3, epochs=2, batch_size=128, learning_rate=0.1,
+    sharpness_images=16,
+)  # fmt: skip
 # What --eval train takes from train.py's recipe of the space where no flag says otherwise
 RECIPE = "init_channels layers cutout batch_size learning_rate weight_decay grad_clip".split()
-EVAL_MAY_DIFFER = "samples budget data device report_freq save resume quick".split()  # on --resume
+# What may change on --resume, in a search by training and in one by gradient
+EVAL_MAY_DIFFER = "samples budget data device report_freq save resume quick".split()
+MAY_DIFFER = "resume save device data report_freq compile sharpness_images".split()
 
 
 def parse_args(argv=None):
@@ -152,6 +155,8 @@ def parse_args(argv=None):
     add("--amp", choices=("none", "bf16"), default="none", help="darts: autocast the supernet to this type")
     add("--compile", action="store_true", help="darts: torch.compile the supernet; pays on a GPU")
     add("--report_freq", type=int, default=50, help="steps between looks at the loss")
+    add("--sharpness_images", type=int, default=64,
+        help="images on which the sharpness of what is found is measured in the end; 0 to leave it out")
     add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--quick", action="store_true",
@@ -210,7 +215,7 @@ def check_args(parser, args):
         learning_rate_min=(0, math.inf if args.eval else args.learning_rate), momentum=(0, 0.9999),
         weight_decay=(0, 1), grad_clip=(0 if args.eval else 1e-8, 1e8), eval_epochs=(1, 100_000),
         arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), seed=(0, 2**40),
-        report_freq=(1, 1_000_000),
+        report_freq=(1, 1_000_000), sharpness_images=(0, 1_000_000),
     )  # fmt: skip
     for name, (low, high) in ranges.items():
         value = getattr(args, name)
@@ -256,6 +261,26 @@ def check_args(parser, args):
             f"--batch_size {args.batch_size} cannot be cut into {args.neighbors} equal groups: choose a "
             "number of --neighbors that divides it"
         )
+
+
+def load_halves(args):
+    """The training images of a search, cut in two: images uint8 (N, S, S, 3), labels (N,), class names, the
+    indices of the half that trains the weights and of the half that trains alpha, and the channels' mean and
+    deviation, for utils.normalise. Raises BadInput where there are too few."""
+    images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size)
+    mean, std = utils.channel_statistics(images)
+    weight_half, arch_half = utils.split_balanced(labels, args.train_portion, utils.generator(args.seed, 0))
+    if min(len(weight_half), len(arch_half)) < args.batch_size:
+        raise utils.BadInput(
+            f"{len(images)} training images give halves of {len(weight_half)} and {len(arch_half)}, which do "
+            f"not fill a batch of {args.batch_size}: choose a smaller --batch_size"
+        )
+    for label, name in enumerate(classes):
+        if not all((labels[half] == label).any() for half in (weight_half, arch_half)):
+            raise utils.BadInput(
+                f"the class {name} has too few images for one in each half: add some or drop it"
+            )
+    return images, labels, classes, weight_half, arch_half, dict(mean=mean, std=std)
 
 
 def draw_shifts(model, args, g):
@@ -635,6 +660,32 @@ def report_found(args, method, metric, names, rows, folder=None):
     folder.log(f"run folder {folder.path}")
 
 
+def report_search(folder, args, method, arch, rows, model, arch_set, normalisation):
+    """The end of a gradient search: its cell as a picture, where matplotlib is installed, and result.json
+    with the architecture, the last epoch's metrics, and how sharp its surroundings are (or None). arch_set:
+    images, labels, and the index of the half that alpha was trained on."""
+    import visualize  # here, since it imports this file
+
+    try:
+        visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
+    except ImportError as error:
+        folder.log(f"no cell.png: {error}")
+    sharpness = None
+    if args.sharpness_images:
+        drawn = visualize.loss_batches(
+            *arch_set, args.sharpness_images, args.batch_size, args.seed, normalisation
+        )
+        try:
+            sharpness = visualize.sharpness(model, drawn, args.perturb)
+            folder.log(visualize.sharpness_text(sharpness))
+        except torch.cuda.OutOfMemoryError:  # the Hessian takes a few times the memory of a step
+            folder.log(
+                f"no sharpness, out of memory: python visualize.py sharpness {folder.path} --images 16"
+            )
+    result = {"algo": method, "arch": format_architecture(arch), "metrics": rows[-1], "sharpness": sharpness}
+    folder.write_json("result.json", result)
+
+
 def main(args):
     from tqdm import tqdm
 
@@ -647,27 +698,14 @@ def main(args):
     device = utils.device_of(args.device)
     checkpoint = utils.load_checkpoint(os.path.join(args.resume, "checkpoint.pt")) if args.resume else None
     if checkpoint:
-        utils.check_same_run(args, checkpoint, ("resume", "save", "device", "data", "report_freq", "compile"))
+        utils.check_same_run(args, checkpoint, MAY_DIFFER)
     elif args.save:
         utils.check_free(args.save)
     torch.manual_seed(args.seed)  # the supernet's first weights
-    split_g, weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(4))
+    weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(1, 4))
     table = utils.load_table(args.bench) if args.bench else None
-    images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size)
-    mean, std = utils.channel_statistics(images)
-    weight_half, arch_half = utils.split_balanced(labels, args.train_portion, split_g)
-    if min(len(weight_half), len(arch_half)) < args.batch_size:
-        raise utils.BadInput(
-            f"{len(images)} training images give halves of {len(weight_half)} and {len(arch_half)}, which do "
-            f"not fill a batch of {args.batch_size}: choose a smaller --batch_size"
-        )
-    for label, name in enumerate(classes):
-        if not all((labels[half] == label).any() for half in (weight_half, arch_half)):
-            raise utils.BadInput(
-                f"the class {name} has too few images for one in each half: add some or drop it"
-            )
+    images, labels, classes, weight_half, arch_half, normalisation = load_halves(args)
     images, labels = images.to(device), labels.to(device)
-    normalisation = dict(mean=mean, std=std)
     pad = images.shape[1] // 8  # 4 pixels at 32 x 32, as DARTS has it
     augmentation = dict(**normalisation, pad=pad, cutout=args.cutout_length if args.cutout else 0)
     weight_batches = utils.Batches(images, labels, weight_half, args.batch_size, weight_g, **augmentation)
@@ -698,9 +736,12 @@ def main(args):
         or args.save
         or utils.new_run_path("search", f"{method.split(',')[0].lower()}-{args.space}")
     )
+    # alpha at the start and after each epoch, (1 + epochs, cells, E, O), which visualize.py draws
+    trajectory = utils.State(alpha=model.alpha.detach().cpu()[None].clone())
     parts = dict(
         model=model, weight_optimizer=weight_optimizer, arch_optimizer=arch_optimizer,
         weight_batches=weight_batches, arch_batches=arch_batches, neighbors=utils.GeneratorState(neighbor_g),
+        trajectory=trajectory,
     )  # fmt: skip
     start, rows = 0, []
     if checkpoint:
@@ -787,6 +828,7 @@ def main(args):
                 **accuracies(table, arch),
             }
         )
+        trajectory["alpha"] = torch.cat([trajectory["alpha"], model.alpha.detach().cpu()[None]])
         folder.save(parts, epoch, rows, args)
         folder.write_genotype(arch)
         folder.log(
@@ -801,6 +843,7 @@ def main(args):
     bar.close()
     arch = read_cell(space, model.mixture())
     folder.write_genotype(arch)
+    report_search(folder, args, method, arch, rows, model, (images, labels, arch_half), normalisation)
     folder.log(f"found {format_architecture(arch)}\ntrain it with: python train.py --arch {folder.path}")
 
 

@@ -42,9 +42,12 @@ class NotFinite(Exception):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, with exit status 2."""
 
-    def __init__(self, doc):
+    def __init__(self, doc, **options):
         super().__init__(
-            description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
         )
 
     def error(self, message):

@@ -177,6 +177,7 @@ def test_resumed_search_equals_an_uninterrupted_one(tmp_path, flags):
         "weight_batches",
         "arch_batches",
         "neighbors",
+        "trajectory",
     ):
         assert same(whole[name], parts[name]), name
     assert (tmp_path / "whole" / "genotype.json").read_text() == (
@@ -233,7 +234,8 @@ def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch):
 def test_what_a_run_writes(tmp_path):
     _, rows = run_search(tmp_path / "run", "--epochs", 2)
     names = sorted(os.listdir(tmp_path / "run"))
-    assert names == ["args.json", "checkpoint.pt", "genotype.json", "log.txt", "metrics.csv"]
+    assert names == ["args.json", "cell.csv", "cell.png", "checkpoint.pt", "genotype.json", "log.txt",
+                     "metrics.csv", "result.json"]  # fmt: skip
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert 0 <= float(rows[1]["arch_accuracy"]) <= 100 and float(rows[0]["learning_rate"]) == 0.025
     arch = parse_architecture(str(tmp_path / "run"))

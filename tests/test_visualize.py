@@ -1,0 +1,561 @@
+"""Pictures: the numbers behind each against a plain computation, the drawing of cells, files, bad input."""
+
+import copy
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+import search
+import utils
+import visualize
+from genotypes import (
+    NAMED,
+    SPACES,
+    format_architecture,
+    nasbench201_architectures,
+    parse_architecture,
+    random_architecture,
+    read_cell,
+)
+from model_search import SUPERNETS, running_statistics_kept
+from neighborhood import PERTURB
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = (
+    "--dataset shapes --space nasbench201 --init_channels 2 --layers 1 --image_size 8 --batch_size 496 "
+    "--arch_learning_rate 0.1 --device cpu"
+)
+STRING = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|"
+
+
+def do(*words):
+    visualize.main(visualize.parse_args([str(word) for word in words]))
+
+
+def numbers(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of three searches of three epochs: NA-DARTS with two seeds, and DARTS."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, flags in {
+        "na-0": "--seed 0 --perturb move",
+        "na-1": "--seed 1 --perturb move --sharpness_images 0",
+        "darts": "--seed 0 --neighborhood 0 --sharpness_images 0",
+    }.items():
+        words = [*TINY.split(), *flags.split(), "--epochs", "3", "--save", str(folder / name)]
+        search.main(search.parse_args(words))
+    return folder
+
+
+def supernet(space, dtype, batch=10, seed=0):
+    torch.manual_seed(seed)
+    model = SUPERNETS[space](2, 3 if space == "darts" else 1, 4).to(dtype)
+    with torch.no_grad():
+        model.alpha.normal_()
+    x, y = torch.randn(batch, 3, 8, 8, dtype=dtype), torch.randint(4, (batch,))
+    return model, [(x[: batch // 2], y[: batch // 2]), (x[batch // 2 :], y[batch // 2 :])]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Cells
+# ------------------------------------------------------------------------------------------------------------
+
+
+def overlapping(figure):
+    """What overlaps in a figure of cells: labels, node boxes, lines where they should not be, the border."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    found, pictures = [], []
+    for axes in figure.axes:
+        texts = [(text.get_text(), text.get_gid(), text.get_window_extent(renderer)) for text in axes.texts]
+        boxes = [box.get_window_extent(renderer) for box in axes.patches if box.get_gid() == "node"]
+        names = [extent for _, gid, extent in texts if gid == "name"]
+        labels = [(text, extent) for text, gid, extent in texts if gid != "name"]
+        pictures += [("name", extent) for extent in names] + labels
+        assert len(names) == len(boxes)
+        # A node's name lies in its own box alone, and no label in any.
+        for k, box in enumerate(boxes):
+            found += [("name", k) for j, name in enumerate(names) if box.overlaps(name) != (j == k)]
+            found += [(text, "box") for text, extent in labels if box.overlaps(extent)]
+            found += [("boxes", k) for other in boxes[:k] if box.overlaps(other)]
+        # A line touches one label, its own, or none where it has none.
+        for line in axes.patches:
+            if line.get_gid() == "node":
+                continue
+            path = axes.transData.transform_path(line.get_path()).cleaned(curves=False)
+            points = path.vertices[np.isin(path.codes, (path.MOVETO, path.LINETO))]
+            points = np.concatenate([np.linspace(a, b, 8) for a, b in zip(points, points[1:], strict=False)])
+            touched = [text for text, extent in labels if extent.count_contains(points)]
+            own = line.get_gid()
+            if touched != ([own] if own else []):
+                found.append((own, touched))
+    for i, (text, extent) in enumerate(pictures):
+        found += [(text, other) for other, window in pictures[:i] if extent.overlaps(window)]
+        if min(extent.x0, extent.y0) < 0 or extent.x1 > figure.bbox.x1 or extent.y1 > figure.bbox.y1:
+            found.append((text, "border"))
+    return found
+
+
+def random_cells(space, n):
+    g = torch.Generator().manual_seed(7)
+    return [random_architecture(SPACES[space], g) for _ in range(n)]
+
+
+def test_no_labels_overlap_in_200_random_cells():
+    for arch in [*NAMED.values(), STRING, *random_cells("darts", 200), *random_cells("nasbench201", 10)]:
+        assert overlapping(visualize.draw_cell(arch)) == [], arch
+
+
+def test_the_overlap_test_sees_overlaps():
+    figure = visualize.draw_cell(NAMED["DARTS_V2"])
+    for text in figure.axes[0].texts:
+        text.set_fontsize(24)
+    assert len(overlapping(figure)) > 10
+
+
+def test_a_cell_is_drawn_whole(tmp_path):
+    """Each edge is in the CSV file, and each operation stands in the picture as often as in the cell."""
+    for arch in [*NAMED.values(), STRING]:
+        visualize.save(visualize.draw_cell(arch), str(tmp_path / "cell.svg"), visualize.cell_rows(arch))
+        rows = numbers(tmp_path / "cell.csv")
+        labels = [t.get_text() for axes in visualize.draw_cell(arch).axes for t in axes.texts]
+        drawn = [row["operation"] for row in rows if row["operation"]]
+        assert drawn == visualize.operations(arch)
+        assert all(labels.count(op) == drawn.count(op) for op in set(drawn))
+        if arch != STRING:
+            pairs = [(row["operation"], int(row["source"])) for row in rows if row["cell"] == "reduce"]
+            assert pairs[: len(arch.reduce)] == list(arch.reduce)
+            assert [source for op, source in pairs if not op] == list(arch.reduce_concat)
+
+
+def test_columns_are_longest_paths():
+    edges = [(0, 1, "a"), (0, 2, "b"), (1, 2, "c"), (0, 3, "d"), (1, 3, "e"), (2, 3, "f")]
+    assert visualize.cell_layout(4, [0], edges)[0] == {0: 0, 1: 1, 2: 2, 3: 3}
+
+
+@pytest.mark.parametrize("suffix,start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_formats(tmp_path, suffix, start):
+    do("cell", "DARTS_V2", "--out", tmp_path / f"cell.{suffix}")
+    assert (tmp_path / f"cell.{suffix}").read_bytes().startswith(start)
+    assert len(numbers(tmp_path / "cell.csv")) == 24
+
+
+def test_nothing_needs_a_display(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "visualize.py"), "cell", STRING],
+        cwd=tmp_path, env={**environment, "MPLBACKEND": "TkAgg"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout == "cell.png\n", done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["cell.csv", "cell.png"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Curves and mixtures
+# ------------------------------------------------------------------------------------------------------------
+
+
+def kept_alpha(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["trajectory"]["alpha"]
+
+
+def test_alpha_of_every_epoch_is_kept(runs):
+    checkpoint = torch.load(runs / "na-0" / "checkpoint.pt", weights_only=True)
+    alphas = checkpoint["trajectory"]["alpha"]
+    assert alphas.shape == (4, 1, 6, 5) and torch.equal(alphas[-1], checkpoint["model"]["alpha"])
+    for row, alpha in zip(checkpoint["rows"], alphas[1:], strict=True):
+        assert row["genotype"] == read_cell(SPACES["nasbench201"], alpha.softmax(-1))
+    torch.manual_seed(0)  # the seed of the run
+    assert torch.equal(alphas[0], SUPERNETS["nasbench201"](2, 1, 10).alpha)
+
+
+def test_curves(runs, tmp_path):
+    do("curves", runs / "na-0", runs / "na-1", runs / "darts", "--out", tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").stat().st_size > 10_000
+    rows = numbers(tmp_path / "curves.csv")
+    assert {row["group"] for row in rows} == {"NA-DARTS, perturb move", "DARTS, perturb roll"}
+    found = {(r["group"], r["quantity"], r["edge"], int(r["epoch"])): r for r in rows}
+    assert len(found) == len(rows) == 2 * (6 * 3 + 2 * 7 * 4 + 3)
+    metrics = {name: numbers(runs / name / "metrics.csv") for name in ("na-0", "na-1", "darts")}
+    for group, names in (("NA-DARTS, perturb move", ("na-0", "na-1")), ("DARTS, perturb roll", ("darts",))):
+
+        def check(values, quantity, edge, epoch, group=group, names=names):
+            row = found[group, quantity, edge, epoch]
+            assert float(row["mean"]) == pytest.approx(np.mean(values), rel=1e-6, abs=1e-9)
+            assert int(row["runs"]) == len(names)
+            if len(names) == 2:
+                assert float(row["std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-5, abs=1e-7)
+            else:
+                assert row["std"] == ""
+
+        for epoch in (1, 2, 3):
+            for quantity, *_ in visualize.METRICS:
+                check([float(metrics[n][epoch - 1][quantity]) for n in names], quantity, "", epoch)
+            changes = []
+            for name in names:
+                cells = [read_cell(SPACES["nasbench201"], a.softmax(-1)) for a in kept_alpha(runs / name)]
+                before, after = (visualize.operations(cells[e]) for e in (epoch - 1, epoch))
+                changes.append(sum(a != b for a, b in zip(before, after, strict=True)))
+            check(changes, "changes", "", epoch)
+        for epoch in range(4):
+            entropies, largest = [], []
+            for name in names:
+                alpha = kept_alpha(runs / name)[epoch, 0].double().tolist()
+                p = [[math.exp(a) / sum(map(math.exp, line)) for a in line] for line in alpha]
+                entropies.append([-sum(v * math.log(v) for v in line) for line in p])
+                largest.append([max(line) for line in p])
+            for e, (source, target) in enumerate(SPACES["nasbench201"].edges):
+                check([v[e] for v in entropies], "entropy", f"cell {source}-{target}", epoch)
+                check([v[e] for v in largest], "largest_weight", f"cell {source}-{target}", epoch)
+            check([np.mean(v) for v in entropies], "entropy", "mean", epoch)
+            check([np.mean(v) for v in largest], "largest_weight", "mean", epoch)
+
+
+def test_entropy_of_a_choice_and_of_none():
+    p = torch.tensor([[1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
+    assert torch.allclose(visualize.entropy(p), torch.tensor([0.0, math.log(3)]))
+
+
+def test_genotype_changes_of_darts_cells():
+    """One edge of one cell with another operation is one change."""
+    alphas = torch.randn(2, 14, 8).repeat(3, 1, 1, 1)
+    alphas[1:, 1, 13, 5] = alphas.max() + 5  # the edge 4-5 of the reduction cell, whatever was there before
+    alphas[2:, 1, 13, 6] = alphas.max() + 5
+    cells = [read_cell(SPACES["darts"], a.softmax(-1)) for a in alphas]
+    found = visualize.genotype_changes(SPACES["darts"], alphas)
+    assert found[1] == 1
+    assert found[0] == len(set(cells[1].reduce[6:]) - set(cells[0].reduce[6:]))
+
+
+def test_mixture(runs, tmp_path):
+    from PIL import Image
+
+    do("mixture", runs / "na-0", "--epochs", 0, 3, "--out", tmp_path / "mixture.pdf")
+    rows, alphas = numbers(tmp_path / "mixture.csv"), kept_alpha(runs / "na-0")
+    assert len(rows) == 4 * 6 * 5
+    expected = (alphas.exp() / alphas.exp().sum(-1, keepdim=True)).flatten().tolist()
+    assert [float(row["probability"]) for row in rows] == pytest.approx(expected, rel=1e-5)
+    assert [rows[k]["edge"] for k in (0, 5, 10)] == ["cell 0-1", "cell 0-2", "cell 1-2"]
+    assert [row["operation"] for row in rows[:5]] == list(SPACES["nasbench201"].ops)
+    with Image.open(tmp_path / "mixture.gif") as film:
+        assert film.format == "GIF" and film.n_frames == 4
+    assert not [name for name in os.listdir(tmp_path) if "tmp" in name]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Losses, Hessian, landscapes
+# ------------------------------------------------------------------------------------------------------------
+
+
+def plain_loss(model, alpha, batches):
+    """The loss with alpha in the supernet's own place, each image's loss added up."""
+    model = copy.deepcopy(model).train()
+    with torch.no_grad():
+        model.alpha.copy_(alpha)
+        losses = [F.cross_entropy(model(x, model.mixture()), y, reduction="none") for x, y in batches]
+    return torch.cat(losses).double().mean().item()
+
+
+@pytest.mark.parametrize("perturb", PERTURB)
+def test_sharpness(perturb):
+    """Against a loop over edges and operations; and the model is as it was, to the bit."""
+    model, batches = supernet("nasbench201", torch.float64)
+    before = copy.deepcopy(model.state_dict())
+    row = visualize.sharpness(model, batches, perturb)
+    p = model.mixture().detach()
+    mixtures = [p]
+    for e in range(6):
+        for shift in range(1, 5):
+            q = p.clone()
+            q[0, e] = PERTURB[perturb](p[0, e], torch.tensor(shift))
+            mixtures.append(q)
+    losses = [plain_loss(model, q.log().clamp(min=-1e9), batches) for q in mixtures]
+    assert row["members"] == 25 and row["images"] == 10 and row["perturb"] == perturb
+    expected = (losses[0], np.mean(losses), max(losses), np.std(losses))
+    for name, value in zip(("center_loss", "mean_loss", "max_loss", "loss_std"), expected, strict=True):
+        assert row[name] == pytest.approx(value, rel=1e-9), name
+    if perturb == "roll":  # the Hessian has no neighbors
+        assert row["hessian_eigenvalue"] == pytest.approx(explicit_hessian(model, batches)[0][0], rel=1e-3)
+    assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def explicit_hessian(model, batches):
+    """Eigenvalues by falling magnitude, and eigenvectors as rows, of the whole Hessian over alpha."""
+
+    def loss(alpha):
+        return visualize.mixture_loss(model, alpha.view_as(model.alpha).softmax(-1), batches)
+
+    with running_statistics_kept(model):
+        H = torch.autograd.functional.hessian(loss, model.alpha.detach().flatten()).double()
+    values, vectors = torch.linalg.eigh((H + H.T) / 2)
+    order = values.abs().argsort(descending=True)
+    return values[order].tolist(), vectors.T[order]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_hessian(dtype, parts):
+    """Of a supernet with one batch, whose graph is kept, and with two, whose graphs are not."""
+    model, batches = supernet("nasbench201", dtype, batch=6)
+    batches = batches[:parts]
+    expected, expected_vectors = explicit_hessian(model, batches)
+    with running_statistics_kept(model):
+        product = visualize.hessian_product(model, batches)
+        values, vectors = visualize.dominant_eigenpairs(product, model.alpha.numel(), 2)
+    assert values.tolist() == pytest.approx(expected[:2], rel=1e-3) and abs(expected[0]) > 1e-3
+    assert torch.allclose(vectors @ vectors.T, torch.eye(2, dtype=torch.float64), atol=1e-6)
+    assert abs((vectors[0] @ expected_vectors[0]).item()) > 0.99
+
+
+def test_hessian_of_the_darts_space():
+    """Its products with a vector against a difference of gradients."""
+    model, batches = supernet("darts", torch.float64, batch=6)
+    v = torch.randn(model.alpha.numel(), dtype=torch.float64, generator=utils.generator(2, 0))
+    v /= v.norm()
+
+    def gradient(step):
+        alpha = (model.alpha + step * v.view_as(model.alpha)).detach().requires_grad_()
+        loss = visualize.mixture_loss(model, alpha.softmax(-1), batches)
+        return torch.autograd.grad(loss, alpha)[0].flatten()
+
+    with running_statistics_kept(model):
+        found = visualize.hessian_product(model, batches)(v)
+        expected = (gradient(1e-6) - gradient(-1e-6)) / 2e-6
+    assert (found - expected).norm() < 1e-4 * expected.norm() and expected.norm() > 1e-4
+
+
+@pytest.mark.parametrize("values", [[3, 2.9, 1, 0, -1], [-5, 4.9, 1, 1, 1], [2, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+def test_dominant_eigenpairs(values):
+    values = torch.tensor(values, dtype=torch.float64)
+    Q = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=utils.generator(3, 0))).Q
+    H = Q @ values.diag() @ Q.T
+    found, vectors = visualize.dominant_eigenpairs(lambda v: H @ v, 5, 2)
+    assert torch.allclose(found, values[:2], rtol=1e-3, atol=1e-9)
+    assert torch.allclose(vectors @ H, found[:, None] * vectors, atol=1e-2)
+
+
+def test_a_hessian_that_is_not_finite():
+    row = dict.fromkeys(("center_loss", "mean_loss", "max_loss", "loss_std"), 1.0)
+    found, _ = visualize.dominant_eigenpairs(lambda v: v * math.nan, 5)
+    assert found.isnan().all()
+    assert "not finite" in visualize.sharpness_text(row | dict(hessian_eigenvalue=None, members=25, images=1))
+
+
+def test_sharpness_of_a_run(runs, tmp_path, capsys):
+    """A search ends with the row in result.json, and the command finds the same again and puts it there."""
+    first = json.loads((runs / "na-0" / "result.json").read_text())
+    assert first["algo"] == "NA-DARTS" and first["arch"] == first["metrics"]["genotype"]
+    assert first["sharpness"]["images"] == 64 and first["sharpness"]["perturb"] == "move"
+    before = (runs / "na-0" / "checkpoint.pt").read_bytes()
+    assert json.loads((runs / "darts" / "result.json").read_text())["sharpness"] is None
+    do("sharpness", runs / "na-0", runs / "darts", "--out", tmp_path / "s.png", "--device", "cpu")
+    assert json.loads((runs / "na-0" / "result.json").read_text()) == first
+    other = json.loads((runs / "darts" / "result.json").read_text())
+    assert other["sharpness"]["members"] == 25 and other["arch"]
+    rows = numbers(tmp_path / "s.csv")
+    assert len(rows) == 50 and rows[0]["edge"] == "center"
+    losses = [float(row["loss"]) for row in rows[:25]]
+    assert losses[0] == first["sharpness"]["center_loss"] and max(losses) == first["sharpness"]["max_loss"]
+    assert np.mean(losses) == pytest.approx(first["sharpness"]["mean_loss"])
+    assert f"{losses[0]:.4f}" in capsys.readouterr().out
+    assert (runs / "na-0" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("directions", visualize.DIRECTIONS)
+def test_landscape(runs, tmp_path, directions):
+    """Every point of the grid against the supernet with that alpha in its place."""
+    names = ["darts", "na-0"] if directions == "random" else ["na-0"]
+    flags = ["--directions", directions, "--points", 3, "--images", 20, "--device", "cpu"]
+    do("landscape", *(runs / name for name in names), *flags, "--out", tmp_path / "landscape.png")
+    assert (tmp_path / "landscape.png").stat().st_size > 10_000
+    rows, all_vectors = numbers(tmp_path / "landscape.csv"), []
+    assert len(rows) == 9 * len(names)
+    ways = [(kept_alpha(runs / name) - kept_alpha(runs / name).mean(-1, keepdim=True)) for name in names]
+    extent = max((way[-1] - way[0]).norm().item() for way in ways)
+    args = visualize.parse_args(["landscape", "RUN", *map(str, flags)])
+    for name in names:
+        run = visualize.load_run(str(runs / name))
+        model, batches = visualize.load_supernet(str(runs / name), run, args)
+        with running_statistics_kept(model):
+            vectors, _ = visualize.DIRECTIONS[directions](run, model, batches, args)
+        all_vectors.append(vectors)
+        assert torch.allclose(vectors @ vectors.T, torch.eye(2, dtype=torch.float64), atol=1e-6)
+        assert sum(len(y) for _, y in batches) == 20
+        for row in [row for row in rows if row["run"] == str(runs / name)]:
+            a, b = float(row["a"]), float(row["b"])
+            assert abs(a) in (0, pytest.approx(extent)) and abs(b) in (0, pytest.approx(extent))
+            alpha = model.alpha + (a * vectors[0] + b * vectors[1]).view_as(model.alpha)
+            assert float(row["loss"]) == pytest.approx(plain_loss(model, alpha, batches), rel=1e-5)
+    assert all(torch.equal(vectors, all_vectors[0]) for vectors in all_vectors)
+
+
+def test_random_directions_are_seen_by_the_softmax():
+    model, _ = supernet("nasbench201", torch.float32)
+    args = visualize.parse_args(["landscape", "RUN", "--seed", "3"])
+    vectors, _ = visualize.random_directions(None, model, None, args)
+    assert vectors.view(2, 6, 5).sum(-1).abs().max() < 1e-12
+
+
+def test_principal_components():
+    """Against the eigenvectors of the matrix of second moments."""
+    alphas = torch.randn(6, 1, 6, 5, generator=utils.generator(5, 0))
+    vectors, names = visualize.trajectory_directions({"trajectory": alphas}, None, None, None)
+    M = (alphas - alphas.mean(-1, keepdim=True)).double().flatten(1).numpy()
+    M = M[:-1] - M[-1]
+    values, expected = np.linalg.eigh(M.T @ M)
+    for k in (0, 1):
+        assert abs(vectors[k].numpy() @ expected[:, -1 - k]) == pytest.approx(1, abs=1e-9)
+        assert names[k].endswith(f"{100 * values[-1 - k] / values.sum():.0f} %")
+
+
+def test_table_landscape(tmp_path):
+    """Against a comparison of all architectures' texts, with gaps in the table."""
+    g = utils.generator(1, 0)
+    errors = 100 * torch.rand(15_625, dtype=torch.float64, generator=g)
+    errors[torch.rand(15_625, generator=g) < 0.1] = math.nan
+    archs = nasbench201_architectures()
+    place = archs.index(STRING)
+    errors[place] = 12.5
+    with open(tmp_path / "table.csv", "w") as file:
+        file.write("arch,cifar10_valid_200\n")
+        for arch, error in zip(archs, errors.tolist(), strict=True):
+            file.write(f"{arch},{'' if math.isnan(error) else repr(100 - error)}\n")
+    flags = ["--bench", tmp_path / "table.csv", "--arch", STRING, archs[0], "--out", tmp_path / "t.svg"]
+    if errors[0].isnan():
+        flags[4:5] = []
+    do("landscape", *flags)
+    rows = [row for row in numbers(tmp_path / "t.csv") if row["arch"] == STRING]
+    ops = STRING.replace("+", "").split("|")
+    apart = [
+        sum(a != b for a, b in zip(arch.replace("+", "").split("|"), ops, strict=True)) for arch in archs
+    ]
+    for distance, row in enumerate(rows):
+        shell = [e for e, d in zip(errors.tolist(), apart, strict=True) if d == distance and e == e]
+        assert int(row["distance"]) == distance and int(row["members"]) == len(shell)
+        for name, value in (("mean", np.mean(shell)), ("std", np.std(shell)), ("min", min(shell)),
+                            ("max", max(shell))):  # fmt: skip
+            assert float(row[name]) == pytest.approx(value, abs=1e-9), name
+    assert len(rows) == 4 and apart.count(3) == 1280
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Searches and bad input
+# ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_draws_its_cell(runs):
+    for name in ("na-0", "darts"):
+        assert (runs / name / "cell.png").read_bytes().startswith(b"\x89PNG")
+        arch = parse_architecture(str(runs / name))
+        assert [row["operation"] for row in numbers(runs / name / "cell.csv")] == visualize.operations(arch)
+
+
+def test_a_search_does_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    flags = [*TINY.split(), "--epochs", "1", "--sharpness_images", "8", "--save", str(tmp_path / "run")]
+    search.main(search.parse_args(flags))
+    names = os.listdir(tmp_path / "run")
+    assert "cell.png" not in names and "no cell.png" in (tmp_path / "run" / "log.txt").read_text()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["sharpness"]["images"] == 8
+    assert result["arch"] == format_architecture(parse_architecture(str(tmp_path / "run")))
+    assert "pictures need matplotlib" in refused(capsys, "cell", STRING, "--out", tmp_path / "cell.png")
+
+
+def test_sharpness_is_measured_again_on_a_finished_search(runs, tmp_path):
+    """Resuming what is done writes the same result, with a model that measuring has not changed."""
+    before = {name: (runs / "na-0" / name).read_bytes() for name in ("result.json", "checkpoint.pt")}
+    search.main(search.parse_args(["--resume", str(runs / "na-0")]))
+    assert before == {name: (runs / "na-0" / name).read_bytes() for name in before}
+
+
+def refused(capsys, *words):
+    """Run the script's own entry in this process; return its one line of error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        utils.run(visualize.main, visualize.parse_args([str(word) for word in words]))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "error: " in error and len(error) < 600
+    return error
+
+
+BAD = [
+    ("", "the following arguments are required: COMMAND"),
+    ("cells DARTS_V2", "invalid choice: 'cells'"),
+    ("cell", "the following arguments are required: ARCH"),
+    ("cell DARTS_V3", "unknown architecture 'DARTS_V3'"),
+    ("cell |none~0|", "is not a NAS-Bench-201 architecture"),
+    ("cell DARTS_V2 --out cell.jpg", "cell.jpg has no known ending: expected .png, .svg, .pdf"),
+    ("cell DARTS_V2 --out no/such/place.png", "there is no folder no/such"),
+    ("curves no-such-run", "no-such-run is not the folder of a gradient search"),
+    ("landscape", "landscape takes runs, or --bench FILE and --arch ARCH"),
+    ("landscape RUN --bench T.csv", "landscape takes runs, or --bench"),
+    ("landscape RUN --points 10", "--points 10 is out of range: an odd number"),
+    ("landscape RUN --extent -1", "--extent -1.0 is out of range"),
+    ("landscape RUN --directions pca", "invalid choice: 'pca'"),
+    ("landscape --bench T.csv --arch x --radius 7", "--radius 7 is out of range"),
+    ("landscape --bench no-such-table.csv --arch x", "no table could be read from no-such-table.csv"),
+    ("sharpness RUN --images 1", "--images 1 is out of range"),
+]
+
+
+@pytest.mark.parametrize("words,message", BAD, ids=[words for words, _ in BAD])
+def test_bad_words(capsys, words, message):
+    assert message in refused(capsys, *words.split())
+
+
+def test_bad_runs(capsys, runs, tmp_path):
+    run = runs / "na-0"
+    assert "--epochs 9 is out of range" in refused(capsys, "mixture", run, "--epochs", 9)
+    error = refused(capsys, "sharpness", run, "--device", "tpu9")
+    assert "--device tpu9 is not to be had" in error
+    whole = torch.load(run / "checkpoint.pt", weights_only=True)
+
+    def changed(name, **parts):
+        os.makedirs(tmp_path / name)
+        torch.save({**whole, **parts}, tmp_path / name / "checkpoint.pt")
+        return tmp_path / name
+
+    other = changed("train", args={"epochs": 3, "arch": "DARTS_V2"})
+    assert "is not a run of search.py" in refused(capsys, "curves", other)
+    old = changed("old", trajectory=None)
+    for command in ("curves", "mixture", "landscape", "sharpness"):
+        assert "has not kept alpha" in refused(capsys, command, old)
+    short = changed("short", trajectory={"alpha": whole["trajectory"]["alpha"][1:]})
+    assert "is damaged: alpha has the shape" in refused(capsys, "mixture", short)
+    start = changed("start", trajectory={"alpha": whole["trajectory"]["alpha"][:1]}, epoch=0, rows=[])
+    assert "has not done an epoch yet" in refused(capsys, "curves", start)
+    one = changed(
+        "one", trajectory={"alpha": whole["trajectory"]["alpha"][:2]}, epoch=1, rows=whole["rows"][:1]
+    )
+    assert "no two components" in refused(capsys, "landscape", one, "--directions", "trajectory")
+    elsewhere = changed("elsewhere", args={**whole["args"], "dataset": "folder"})
+    error = refused(capsys, "landscape", elsewhere, "--data", tmp_path / "nowhere")
+    assert "there is no folder" in error
+    seen = dict(whole["arch_batches"], checksum=1)
+    assert "its images are not those" in refused(capsys, "sharpness", changed("images", arch_batches=seen))
+    (tmp_path / "train" / "checkpoint.pt").write_bytes(b"nothing")
+    assert "is damaged or not a checkpoint" in refused(capsys, "curves", tmp_path / "train")
+
+
+def test_bad_tables(capsys, tmp_path):
+    (tmp_path / "t.csv").write_text(f"arch,cifar10_valid_200\n{STRING},90\n")
+    flags = ["landscape", "--bench", tmp_path / "t.csv", "--out", tmp_path / "t.png", "--arch"]
+    assert "is no column of" in refused(capsys, *flags, STRING, "--bench_metric", "cifar10_test_200")
+    assert "of the space darts, not of nasbench201" in refused(capsys, *flags, "DARTS_V2")
+    missing = nasbench201_architectures()[0]
+    assert f"has no cifar10_valid_200 of {missing}" in refused(capsys, *flags, missing)
