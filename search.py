@@ -140,7 +140,8 @@ def parse_args(argv=None):
     add("--epochs", type=int, default=50, help="epochs")
     add("--batch_size", type=int, default=64, help="batch size")
     add("--learning_rate", type=float, default=0.025, help="learning rate of the weights, cosine schedule")
-    add("--learning_rate_min", type=float, default=0.001, help="learning rate at the end of the schedule")
+    add("--learning_rate_min", type=float,
+        help="learning rate at the end of the schedule (default: 0.001, or --learning_rate if less)")
     add("--momentum", type=float, default=0.9, help="momentum of the weights' SGD")
     add("--weight_decay", type=float, default=3e-4, help="weight decay of the weights")
     add("--grad_clip", type=float, default=5.0, help="norm to which the weights' gradient is clipped")
@@ -181,6 +182,8 @@ def parse_args(argv=None):
             args.samples, args.budget = None, 100
     if args.algo == "ls" and args.starts is None:
         args.starts = max(1, 2 * args.budget // 5) if args.budget else 10
+    if args.learning_rate_min is None:
+        args.learning_rate_min = min(0.001, args.learning_rate)
     if args.layers is None:
         args.layers = LAYERS[args.space]
     if args.cutout_length is None:
