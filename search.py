@@ -584,13 +584,13 @@ def search_exact(args):
 
 def table_to_search(args):
     """The table of --bench, checked to have the column that is searched on."""
+    if args.save:
+        utils.check_free(args.save)
     table = utils.load_table(args.bench)
     if args.bench_metric not in table:
         raise utils.BadInput(
             f"--bench_metric {args.bench_metric} is no column of {args.bench}: it has {', '.join(table)}"
         )
-    if args.save:
-        utils.check_free(args.save)
     return table
 
 
