@@ -635,7 +635,7 @@ def report_found(args, method, metric, names, rows, folder=None):
         if column["mean"] is not None:
             spread = "" if column["std"] is None else f" +- {column['std']:.2f}"
             folder.log(f"  {name} {column['mean']:.2f}{spread} %")
-    folder.log(f"run folder {folder.path}")
+    folder.log(f"seed {args.seed}, {torch.get_num_threads()} threads; run folder {folder.path}")
 
 
 def main(args):
