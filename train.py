@@ -277,6 +277,12 @@ def load_train(args, device, parts, g, shard):
         raise utils.BadInput(
             f"--valid_portion {args.valid_portion} of {len(labels)} images holds out none: choose more"
         )
+    lost = set(range(len(classes))) - set(labels[kept].tolist())
+    if lost:
+        raise utils.BadInput(
+            f"--valid_portion {args.valid_portion} leaves no image of the class {classes[min(lost)]} to "
+            "train on: choose less, or add images"
+        )
     size, norm = parts[0].stop - parts[0].start, dict(mean=mean, std=std)
     if files:
         reading = dict(workers=args.workers, device=device, **norm)
