@@ -556,7 +556,8 @@ def search_exact(args):
     errors, g, space = 100 - table[args.bench_metric], AGGREGATE[args.agg], SPACES[args.space]
     if errors.isnan().any():
         raise utils.BadInput(
-            f"--exact needs {args.bench_metric} of all architectures: {args.bench} lacks some"
+            f"--exact needs {args.bench_metric} of all architectures, and {args.bench} lacks some: complete "
+            "the table, or search on another column"
         )
     E, O, rng = len(space.edges), len(space.ops), utils.generator(args.seed, 4)  # noqa: E741
     R, n = args.repeats, args.neighbors if args.neighborhood else 0

@@ -232,10 +232,13 @@ def check_args(parser, args, network):
     if args.eval:
         return
     if args.batch_size % pieces:
-        parser.error(f"--batch_size {args.batch_size} cannot be cut into {pieces} equal pieces")
+        parser.error(
+            f"--batch_size {args.batch_size} cannot be cut into {pieces} equal pieces: choose a multiple"
+        )
     if args.batch_size < 2 * pieces:
         parser.error(
-            f"--batch_size {args.batch_size} in {pieces} pieces: batch norm wants two images in a piece"
+            f"--batch_size {args.batch_size} in {pieces} pieces: batch norm wants two images in a piece, so "
+            "choose more"
         )
 
 

@@ -144,7 +144,7 @@ def device_of(name):
         value = torch.zeros(1, device=name)
         value.item()  # which a device without memory cannot do
         return value.device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise BadInput(f"--device {name} is not to be had: {_one_line(error)}; try --device cpu") from None
 
 
@@ -615,7 +615,9 @@ def load_table(path):
             raise BadInput(f"{where} has {len(row)} values: expected {len(header)}, as in the first line")
         i = place.get(row[at])
         if i is None or i in seen:
-            what = "is no NAS-Bench-201 architecture" if i is None else "stands there twice"
+            what = "stands there twice: keep one of the lines"
+            if i is None:
+                what = "is no NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
             raise BadInput(f"{where}: {row[at][:100]!r} {what}")
         seen.add(i)
         for c, (column, text) in enumerate(zip(table, row, strict=True)):
@@ -625,7 +627,7 @@ def load_table(path):
                 except ValueError:
                     column[i] = -1.0
                 if not 0 <= column[i] <= 100:
-                    raise BadInput(f"{where}: {text[:40]!r} is no percentage")
+                    raise BadInput(f"{where}: {text[:40]!r} is no percentage: expected 0 to 100")
     return {
         name: torch.tensor(column, dtype=torch.float64)
         for name, column in zip(header, table, strict=True)
@@ -740,6 +742,8 @@ def convert_nats_bench(folder):
                         part.flush()
                 except BaseException:  # an interrupt too does not wait for what is left
                     pool.shutdown(cancel_futures=True)
+                    if not done:
+                        os.remove(part.name)
                     raise
         rows = [",".join(done[name]) for name in names]
         write_file(target, "\n".join([",".join(["arch", *columns]), *rows]) + "\n")
@@ -947,12 +951,15 @@ def saved_args(path, parser, without=("resume", "save")):
             check_regular(os.path.join(path, "args.json"))
             with open(os.path.join(path, "args.json"), encoding="utf-8-sig") as file:
                 saved = json.load(file)
+            if not isinstance(saved, dict):
+                raise ValueError("it holds no flags")
         else:
             saved = load_checkpoint(path)["args"]
         saved = {name: saved[name] for name in saved if name not in without}
     except FileNotFoundError:
         raise BadInput(
-            f"{path} is not a run folder: there is no args.json in it; give a folder that a run wrote"
+            f"{path} is not a run folder: there is no args.json in it; give a folder that a run wrote, or "
+            "start the run anew with its command"
         ) from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(
@@ -1022,12 +1029,15 @@ def load_checkpoint(path, device="cpu"):
         begun = os.path.exists(os.path.join(os.path.dirname(path), "args.json"))
         raise BadInput(
             f"there is no checkpoint {path}: "
-            + ("start the run anew, which ended before its first, by its command" if begun else "")
+            + ("the run ended before its first, so start the run anew with its command" if begun else "")
             + ("" if begun else "--resume takes a folder that a run wrote")
         ) from None
     except Exception as error:  # what reading arbitrary bytes can raise is not a closed list
+        reason = _one_line(error)[:80]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words are about its versions
+            reason = "it is not all tensors and plain data"
         raise BadInput(
-            f"the checkpoint {path} is damaged or not a checkpoint ({_one_line(error)[:80]}): "
+            f"the checkpoint {path} is damaged or not a checkpoint ({reason}): "
             "start the run anew, with another --save"
         ) from None
     kinds = {"args": dict, "epoch": int, "rows": list}
