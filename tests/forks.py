@@ -226,6 +226,28 @@ def signal_at_data(number):
     utils.load_images = lambda *args, **more: signal.raise_signal(number)
 
 
+def bad_images_after(epoch, value):
+    """From this epoch's checkpoint on, images are not finite."""
+    import utils
+
+    save, normalise = utils.RunFolder.save, utils.normalise
+
+    def save_and_spoil(folder, parts, done, rows, args):
+        save(folder, parts, done, rows, args)
+        if done == epoch:
+            utils.normalise = lambda *args, **more: normalise(*args, **more) * float(value)
+
+    utils.RunFolder.save = save_and_spoil
+
+
+def large_scale(scale):
+    """Gradient scaling that begins with so large a factor."""
+    import torch
+
+    made = torch.amp.GradScaler
+    torch.amp.GradScaler = lambda device, enabled: made(device, init_scale=scale, enabled=enabled)
+
+
 def full_disk(name, epoch):
     """From this epoch's checkpoint on, no file may become larger than the named one of the run is now; a log
     is made the largest first."""
