@@ -107,11 +107,12 @@ def run(main, args):
 def how_to_go_on(args):
     """The last checkpoint of a run and the command that resumes it, as text; or that there is none yet."""
     folder = getattr(args, "save", None) or getattr(args, "resume", None)
-    found = folder and [
-        *glob.glob(os.path.join(glob.escape(folder), "checkpoint.pt")),
-        *glob.glob(os.path.join(glob.escape(folder), "seed-*", "checkpoint.pt")),
+    found = [
+        path
+        for name in ("checkpoint.pt", "seed-*/checkpoint.pt", "evaluations.csv")
+        for path in (glob.glob(os.path.join(glob.escape(folder), name)) if folder else ())
     ]
-    if not found or getattr(args, "eval", False):
+    if not found or getattr(args, "eval", None) is True:  # of train.py, which only reads
         return "no checkpoint was written: give the same command again"
     script = os.path.basename(sys.argv[0])
     start = "torchrun ..." if "TORCHELASTIC_RUN_ID" in os.environ else "python"
@@ -778,6 +779,9 @@ def write_file(path, data):
         raise
 
 
+RUN_FILES = "args.json metrics.csv checkpoint.pt genotype.json result.json evaluations.csv".split()
+
+
 class RunFolder:
     """The folder of one run: args.json, log.txt, metrics.csv, checkpoint.pt, and what the script adds.
 
@@ -790,9 +794,9 @@ class RunFolder:
             return
         try:
             os.makedirs(path, exist_ok=True)
-            for name in ("args.json", "metrics.csv", "checkpoint.pt", "genotype.json", "result.json"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(self.file(f"{name}.tmp"))  # of a run that was killed as it wrote
+            for name in os.listdir(path):  # of a run that was killed as it wrote
+                if name.endswith(".tmp") and (name[:-4] in RUN_FILES or name.startswith("evaluating-")):
+                    os.remove(self.file(name))
             write_file(self.file("args.json"), json.dumps(vars(args), indent=2) + "\n")
             self.end_log_line()
         except OSError as error:
@@ -886,7 +890,8 @@ def read_evaluations(path, column, space):
     short does not count. Raises BadInput where it is no such file.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        check_regular(path)
+        with open(path, newline="", encoding="utf-8-sig") as file:
             text = file.read()
         if "\n" not in text:
             raise ValueError("it is empty")
@@ -902,7 +907,8 @@ def read_evaluations(path, column, space):
         return found
     except (OSError, ValueError, csv.Error) as error:
         raise BadInput(
-            f"{path} cannot be read ({_one_line(error)[:160]}): put back what the run wrote, or start anew"
+            f"{path} cannot be read ({_one_line(error)[:160]}): put back what the run wrote, or start "
+            "the run anew"
         ) from None
 
 
@@ -915,7 +921,9 @@ def write_evaluations(path, column, found):
 def append_evaluation(path, arch, value):
     """Add an evaluation to a file that several processes may add to. arch: text. value: percent."""
     with open(path, "ab", buffering=0) as file:  # one write a line: another process's cannot come between
-        file.write(_evaluation(arch, value).encode())
+        line = _evaluation(arch, value).encode()
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, "it is cut short, for want of room", path)
         os.fsync(file.fileno())
 
 
@@ -995,7 +1003,7 @@ def check_free(path):
         name in ("checkpoint.pt", "result.json", "genotype.json", "evaluations.csv") or name[:5] == "seed-"
         for name in names
     ):
-        more = any(name == "checkpoint.pt" or name[:5] == "seed-" for name in names)
+        more = any(name in ("checkpoint.pt", "evaluations.csv") or name[:5] == "seed-" for name in names)
         raise BadInput(
             f"{path} holds a run already: choose another --save"
             + (f", or give --resume {path} to go on" if more else "")

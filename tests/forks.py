@@ -198,6 +198,7 @@ def kill_at_write(place, record):
             self.file.flush()
             moment()
             self.file.write(data[len(data) // 2 :])
+            return len(data)
 
         def __enter__(self):
             return self
@@ -214,7 +215,7 @@ def kill_at_write(place, record):
         moment()
 
     def watched_open(path, mode="r", **more):
-        return (Watched if mode in ("wb", "a") else open)(path, mode, **more)
+        return (Watched if mode in ("wb", "a", "ab") else open)(path, mode, **more)
 
     utils.open, os.replace = watched_open, watched_replace
 

@@ -29,6 +29,7 @@ FILES = (
     "train.py --dataset imagenet --image_size 64 --init_channels 2 --layers 3 --epochs 1 --batch_size 4 "
     "--device cpu --workers 0 --arch DARTS_V2 "
 )
+RS = SEARCH.replace("--epochs", "--algo rs --eval train --budget 2 --neighborhood 0 --eval_epochs")
 TABLE = "search.py --algo rs --space nasbench201 --neighborhood 0 --samples 3 --save new --bench "
 
 
@@ -146,6 +147,18 @@ def damage_noise_inside(path):
     path.write_bytes(data)
 
 
+EVALUATIONS = {
+    "empty": lambda path: path.write_bytes(b""),
+    "noise": lambda path: path.write_bytes(bytes(range(256)) * 9),
+    "gone": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "another column": lambda path: path.write_text(path.read_text().replace("folder", "cifar10")),
+    "a row twice": lambda path: path.write_text(path.read_text() * 2),
+    "above 100": lambda path: path.write_text(path.read_text() + f"{NAMES[77]},100.5\n"),
+    "nan": lambda path: path.write_text(path.read_text() + f"{NAMES[77]},nan\n"),
+    "another space": lambda path: path.write_text(path.read_text() + f'"{NAMED["DARTS_V2"]!r}",50\n'),
+}
+
 CHECKPOINTS = {
     "empty": lambda path: path.write_bytes(b""),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-400]),
@@ -208,10 +221,14 @@ def world(tmp_path_factory):
     for name, data in {"evil": bz2.compress(pickle.dumps(Evil())), "cut": b"BZh9", "none": b""}.items():
         (root / f"nats {name}").mkdir()
         (root / f"nats {name}" / "000000.pickle.pbz2").write_bytes(data)
-    for name, command in {"searched": SEARCH, "trained": TRAIN, "seeds": TRAIN + "--seeds 3 "}.items():
+    runs = {"searched": SEARCH, "trained": TRAIN, "seeds": TRAIN + "--seeds 3 ", "rs": RS}
+    for name, command in runs.items():
         script, *flags = command.split()
         done = forks.run(script, *flags, "--save", name, cwd=root)
         assert done.status == 0, done.err
+    for name, damage in EVALUATIONS.items():
+        shutil.copytree(root / "rs", root / f"rs {name}")
+        damage(root / f"rs {name}" / "evaluations.csv")
     for run in ("searched", "trained"):
         for name, damage in ARGS.items():
             shutil.copytree(root / run, root / f"{run} args {name}")
@@ -257,7 +274,7 @@ def add(command, cause, mend, more=()):
 NUMBERS = {
     "search.py": (
         "neighborhood neighbors samples budget starts repeats steps init_channels layers image_size "
-        "cutout_length epochs batch_size seed report_freq",
+        "cutout_length epochs batch_size seed report_freq eval_epochs",
         "alpha_scale train_portion learning_rate learning_rate_min momentum weight_decay grad_clip "
         "arch_learning_rate arch_weight_decay",
     ),
@@ -312,6 +329,9 @@ add("search.py --algo rs", "searches on a table", "give --bench FILE")
 add("search.py --exact --algo rs", "--exact is gradient search", "leave --algo rs out")
 add("search.py --samples 5", "--samples is a flag of --algo rs and ls", "rs and ls")
 add("search.py --repeats 5", "--repeats is a flag of", "give other seeds instead")
+add("search.py --eval train", "--eval trains what --algo rs and ls draw", "give one of them")
+add("search.py --algo rs --eval test", "--eval: invalid choice: 'test'", "choose from")
+add(f"{TABLE} good.csv --eval train", "are two ways to an error", "leave one of them out")
 add(f"{TABLE} good.csv --resume searched", "leave --save out", "--resume goes on in its own folder")
 add(f"{TABLE} good.csv --neighborhood 1 --budget 5", "does not cover a neighborhood of 25", "raise it")
 add(f"{TABLE} good.csv --algo ls --budget 5 --starts 9", "--starts 9 is out of range", "between 1 and 5")
@@ -482,9 +502,15 @@ add("search.py --resume searched/checkpoint.pt", "there is no checkpoint", "--re
 add("search.py --resume searched --epochs 0", "--epochs 0 is out of range", "it lies between")
 add("train.py --resume seeds --learning_rate 1", "--learning_rate 1.0 (there: 0.1)", "give the same flags")
 add("train.py --resume trained --seeds 5", "is the run of one seed", "leave --seeds out")
-for command in (SEARCH, TRAIN, TRAIN + "--seeds 1 2 ", TABLE + "good.csv "):
+for name in EVALUATIONS:
+    cause = "it is no regular file" if name == "a folder" else "cannot be read"
+    add("search.py --resume", cause, "put back what the run wrote, or start the run anew", [f"rs {name}"])
+add("search.py --resume rs --eval_epochs 2", "--eval_epochs 2 (there: 1)", "give the same flags")
+add("train.py --resume rs", "is not a run of train.py", "give a folder that it wrote")
+for command in (SEARCH, TRAIN, TRAIN + "--seeds 1 2 ", TABLE + "good.csv ", RS):
     for name, cause, mend in (
         ("searched", "searched holds a run already", "choose another --save"),
+        ("rs", "rs holds a run already", "choose another --save, or give --resume rs to go on"),
         ("file", "file is no folder", "choose another --save"),
         ("file/more", "Not a directory", "choose another --save"),
         ("circle", "Too many levels of symbolic links", "choose another --save"),
@@ -502,7 +528,7 @@ IMAGE_MENDS = {
     "a file for a folder": ("there is no folder", "train/<class>/ and val/<class>/"),
     "no folder": ("there is no folder", "train/<class>/ and val/<class>/"),
 }
-for command in (SEARCH, TRAIN, FILES):
+for command in (SEARCH, TRAIN, FILES, RS):
     for name in IMAGES:
         cause, mend = IMAGE_MENDS.get(name, ("is not an image that can be read", "mend or remove it"))
         add(f"{command} --save new --data", cause, mend, [f"images {name}"])

@@ -16,7 +16,8 @@ import sweep_kills
 import torch
 from sweep_kills import COMMANDS
 
-LONG = {name: command.replace("--epochs 3", "--epochs 60") for name, command in COMMANDS.items()}
+LONG = {name: command.replace("epochs 3", "epochs 60") for name, command in COMMANDS.items()}
+LONG["trained"] = COMMANDS["trained"].replace("--budget 8", "--budget 500")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_signals_end_a_run_at_once(root, name, number, status):
     save = f"{name} {status}"
     run = forks.Script(script, *flags, "--save", save, cwd=folder)
     last = folder / save / ("seed-3" if name == "seeds" else "")
-    wait_for(last / "log.txt", "epoch 1:")
+    wait_for(last / "log.txt", "epoch 1:" if name != "trained" else "%, training loss")
     run.kill(number)
     started = time.monotonic()
     done = run.wait()
@@ -103,9 +104,13 @@ def test_signals_end_a_run_at_once(root, name, number, status):
         done.err,
     )
     assert line, done.err
+    assert not list(folder.rglob(f"{save}/**/*.tmp"))
+    if name == "trained":
+        assert folder / line[1] == last / "evaluations.csv"
+        return
     assert folder / line[1] == last / "checkpoint.pt"
     epoch = torch.load(last / "checkpoint.pt", weights_only=True)["epoch"]
-    assert 1 <= epoch < 60 and not list(folder.rglob(f"{save}/**/*.tmp"))
+    assert 1 <= epoch < 60
     if name == "search":  # the command works as it is printed
         done = forks.run(script, *shlex.split(line[2]), "--epochs", epoch + 1, cwd=folder)
         assert done.status == 0, done.err
