@@ -688,6 +688,16 @@ def read_nats_file(path):
     return arch, values
 
 
+def _start_to_read():
+    """What a process that reads NATS-Bench files does first: it leaves Ctrl-C to the one that started it, and
+    has no more than 8 GiB, for which a damaged file of a few bytes can ask as the place of a memo."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(ImportError, ValueError):  # not on Windows; not above a lower limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (2**33, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
 def _read_nats_file(path):
     try:
         return path, read_nats_file(path), None
@@ -727,8 +737,7 @@ def convert_nats_bench(folder):
             part.truncate(0)
             part.writelines(",".join([name, *row]) + "\n" for name, row in done.items())
             left = [os.path.join(folder, name) for name in names if name not in done]
-            ignore = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-            with ProcessPoolExecutor(os.cpu_count(), **ignore) as pool:
+            with ProcessPoolExecutor(os.cpu_count(), initializer=_start_to_read) as pool:
                 try:
                     results = pool.map(_read_nats_file, left, chunksize=8)
                     for path, result, error in tqdm(

@@ -243,9 +243,19 @@ def test_a_file_as_the_official_ones():
     )  # fmt: skip
 
 
+@pytest.fixture
+def some_memory():
+    """As the processes of a conversion have it: a pickle can ask for all of it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (2**33, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
 @FEW
 @given(
-    st.one_of(
+    data=st.one_of(
         st.binary(max_size=100),
         changed([bz2.compress(NATS)]),
         changed([NATS]).map(bz2.compress),
@@ -254,7 +264,7 @@ def test_a_file_as_the_official_ones():
         ),
     )
 )
-def test_any_nats_file(data):
+def test_any_nats_file(some_memory, data):
     read(data)
 
 

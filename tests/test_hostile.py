@@ -111,6 +111,14 @@ GENOTYPES = {
 }
 
 
+NATS = {
+    "evil": bz2.compress(pickle.dumps(Evil())),
+    "cut": b"BZh9",
+    "none": b"",
+    "all memory": bz2.compress(b"\x80\x04Nr\xff\xff\xff\x7f."),  # the place of a memo
+}
+
+
 def damaged_args(**changes):
     return lambda text: json.dumps({**json.loads(text), **changes})
 
@@ -218,7 +226,7 @@ def world(tmp_path_factory):
         (root / f"{name}.csv").write_bytes(data)
     for name, data in GENOTYPES.items():
         (root / f"{name}.json").write_bytes(data if isinstance(data, bytes) else data.encode())
-    for name, data in {"evil": bz2.compress(pickle.dumps(Evil())), "cut": b"BZh9", "none": b""}.items():
+    for name, data in NATS.items():
         (root / f"nats {name}").mkdir()
         (root / f"nats {name}" / "000000.pickle.pbz2").write_bytes(data)
     runs = {"searched": SEARCH, "trained": TRAIN, "seeds": TRAIN + "--seeds 3 ", "rs": RS}
@@ -455,7 +463,7 @@ for name, cause, mend in (
 EXACT = "search.py --exact --space nasbench201 --save new --bench"
 add(f"{EXACT} other.csv", "is no column of other.csv", "it has cifar10_test_200")
 add(EXACT, "needs cifar10_valid_200 of all architectures", "complete the table", ["a row missing.csv"])
-for name in ("evil", "cut", "none"):
+for name in NATS:
     add(
         TABLE, "is not a NATS-Bench topology file", "take it from the official archive anew", [f"nats {name}"]
     )
