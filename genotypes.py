@@ -431,9 +431,9 @@ def _read_json(path):
             data = json.load(file)
         space, arch = data["space"], data["arch"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = (
-            "it does not exist" if isinstance(error, FileNotFoundError) else "it is not what a search writes"
-        )
+        reason = "it is not what a search writes"
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
         raise ValueError(
             f"no genotype could be read from {_short(path, 200)}: {reason}; give the run folder of a search"
         ) from None

@@ -597,18 +597,37 @@ def test_a_sample_as_processes_that_are_not_forked(world, command):
     assert forks.tree(root) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-@pytest.mark.parametrize("name", ["searched/args.json", "searched/checkpoint.pt", "good.csv", "images/train"])
-def test_what_may_not_be_read(world, name):
+@pytest.mark.parametrize(
+    "name,command",
+    [
+        ("searched/args.json", "search.py --resume searched"),
+        ("searched/checkpoint.pt", "search.py --resume searched"),
+        ("searched", "search.py --resume searched"),
+        ("good.csv", f"{TABLE} good.csv"),
+        ("images", f"{SEARCH} --save new"),
+        ("images/train", f"{SEARCH} --save new"),
+        ("images/train/dog/3.png", f"{TRAIN} --save new"),
+        ("images/val", f"{TRAIN} --save new"),
+        ("searched/genotype.json", "genotypes.py searched"),
+        ("closed", f"{SEARCH} --save closed/new"),
+    ],
+)
+def test_what_may_not_be_read_or_written(world, tmp_path, name, command):
     root, _ = world
-    os.chmod(root / name, 0)
-    for command in ("search.py --resume searched", f"{TABLE} good.csv", f"{SEARCH} --save new"):
+    for folder in ("searched", "images"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    shutil.copy(root / "good.csv", tmp_path)
+    (tmp_path / "closed").mkdir()
+    os.chmod(tmp_path / name, 0)
+    try:
+        if os.access(tmp_path / name, os.R_OK):
+            pytest.skip("root reads everything")
         script, *flags = command.split()
-        done = forks.run(script, *flags, cwd=root)
-        shutil.rmtree(root / "new", ignore_errors=True)
-        if name.split("/")[0] in command + "images":
-            assert done.status == 2 and "ermission denied" in done.err and done.err.count("\n") == 1
-    os.chmod(root / name, 0o755)
+        done = forks.run(script, *flags, cwd=tmp_path)
+        assert done.status == 2 and done.err.count("\n") == 1, done.err
+        assert name.split("/")[0] in done.err and not (tmp_path / "new").exists()
+    finally:
+        os.chmod(tmp_path / name, 0o755)
 
 
 def test_too_little_memory(world):
