@@ -64,9 +64,10 @@ def changed(draw, good):
 PIECES = st.sampled_from(
     [
         "__import__('os').system('touch evil')", "open('evil', 'w')", "(lambda: 1)()", "range(2, 6)",
-        "range(0, 10**12)", "range('a')", "range(1, 2, 3)", "range(start=1)", "9" * 5000, "-" * 3000 + "1",
-        "[" * 300, "1" + "**9" * 50, "f'{1}'", "...", "None", "nan", "[('none', 0)]", "{}", "*[1]", "**{}",
-        "'\\d'", "b'x'", "'\\ud800'", "('sep_conv_3x3', 0)", "[('sep_conv_3x3', 0)] * 8", "print", "(x := 1)",
+        "range(0, 100000000)", "range('a', 'b')", "range(0, None)", "range('a')", "range(1, 2, 3)",
+        "range(start=1)", "9" * 5000, "-" * 9000 + "1", "[" * 300, "1" + "**9" * 50, "f'{1}'", "...", "None",
+        "nan", "[('none', 0)]", "{}", "*[1]", "**{}", "'\\d'", "b'x'", "'\\ud800'", "('sep_conv_3x3', 0)",
+        "[('sep_conv_3x3', 0)] * 8", "print", "(x := 1)",
     ]
 )  # fmt: skip
 

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import forks
 import pytest
 import sweep_kills
 import torch
 from sweep_kills import COMMANDS
+
+import utils
 
 LONG = {name: command.replace("epochs 3", "epochs 60") for name, command in COMMANDS.items()}
 LONG["trained"] = COMMANDS["trained"].replace("--budget 8", "--budget 500")
@@ -38,8 +41,9 @@ def test_killed_at_random_moments(root, name):
 
 
 # Of a search: before anything is written; args.json half written; the first checkpoint half written, written
-# and not renamed, renamed; the next checkpoint likewise; in the middle of a line of the log; the last moment.
-@pytest.mark.parametrize("place", [1, 2, 6, 7, 8, 16, 17, 25, 26, -1])
+# and not renamed, renamed; in the middle of the first line of the log; the next checkpoint half written, and
+# not renamed; in the middle of the next line of the log; the last moment.
+@pytest.mark.parametrize("place", [1, 2, 6, 7, 8, 14, 16, 17, 28, -1])
 def test_killed_as_it_writes(root, place):
     folder, whole = root
     moments, seconds = whole["search"]
@@ -64,6 +68,16 @@ def test_a_kill_leaves_the_file_before_and_its_end_is_cleaned_up(root):
     )
     assert forks.run(script, *flags, "--save", "half", cwd=folder).status == 0
     assert sweep_kills.differences(folder / "search-whole", folder / "half") == []
+
+
+def test_what_a_kill_left_is_removed(tmp_path):
+    """And nothing else."""
+    names = [f"{name}.tmp" for name in (*utils.RUN_FILES, "evaluating-12345678.pt")]
+    for name in (*names, "notes.tmp", "log.txt"):
+        (tmp_path / name).write_text("epoch 1: lea")
+    utils.RunFolder(str(tmp_path), Namespace(epochs=1)).log("resumed")
+    assert sorted(os.listdir(tmp_path)) == ["args.json", "log.txt", "notes.tmp"]
+    assert (tmp_path / "log.txt").read_text() == "epoch 1: lea\nresumed\n"
 
 
 def test_a_process_that_is_not_forked(root):
