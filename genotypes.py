@@ -434,6 +434,8 @@ def _read_json(path):
         reason = "it is not what a search writes"
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = "it does not exist"
         raise ValueError(
             f"no genotype could be read from {_short(path, 200)}: {reason}; give the run folder of a search"
         ) from None
@@ -445,7 +447,7 @@ def _read_json(path):
         if space == "darts":
             return _checked_genotype(arch)
         if not isinstance(arch, str):
-            raise ValueError("a NAS-Bench-201 architecture is a string, |op~0|+|op~0|op~1|+...")
+            raise ValueError("its arch is not a NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+...")
         return _parse_nasbench201(arch)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{_short(path, 200)}: {error}") from None

@@ -968,8 +968,7 @@ def saved_args(path, parser, without=("resume", "save")):
             check_regular(os.path.join(path, "args.json"))
             with open(os.path.join(path, "args.json"), encoding="utf-8-sig") as file:
                 saved = json.load(file)
-            if not isinstance(saved, dict):
-                raise ValueError("it holds no flags")
+            saved = saved if isinstance(saved, dict) else {}
         else:
             saved = load_checkpoint(path)["args"]
         saved = {name: saved[name] for name in saved if name not in without}
