@@ -93,7 +93,7 @@ def differences(whole, parts):
         lines = [line for line in (parts / path).read_text().split("\n") if line.startswith("epoch ")]
         if len(lines) != len({line.split(":")[0] for line in lines}):
             found.append("the log has an epoch twice")
-        text = (parts / path).read_text()
+        text = "\n" + (parts / path).read_text()
         if not text.endswith("\n") or text.count("resumed after") != text.count("\nresumed after"):
             found.append("the log has a line without an end")
     return found
