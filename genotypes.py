@@ -21,6 +21,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections import namedtuple
 
 import torch
@@ -299,7 +300,7 @@ def parse_architecture(text, space=None):
         arch = _parse_genotype(text)
     elif text.startswith("|"):
         arch = _parse_nasbench201(text)
-    elif "\0" not in text and os.path.exists(text):
+    elif text and "\0" not in text and os.path.exists(text):
         arch = _read_json(os.path.join(text, "genotype.json") if os.path.isdir(text) else text)
     else:
         near = _nearest(text, NAMED, cutoff=0.4) or sorted(NAMED)
@@ -312,6 +313,18 @@ def parse_architecture(text, space=None):
             f"{_short(text)} is an architecture of the space {space_of(arch).name}, not of {space.name}"
         )
     return arch
+
+
+def check_regular(path):
+    """Raise OSError where a path names a pipe or a device, which may never end, or a folder. What does not
+    exist is left to open()."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("it is no regular file")
+
+
+def printable(text):
+    """A text as one line: line ends and control characters, of file names say, are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _short(text, most=60):
@@ -339,7 +352,9 @@ def _parse_genotype(text):
     if len(text) > 10_000:
         raise wrong
     try:
-        call = ast.parse(text, mode="eval").body
+        with warnings.catch_warnings():  # of odd escapes in strings
+            warnings.simplefilter("ignore")
+            call = ast.parse(text, mode="eval").body
         if not (
             isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"
         ):
@@ -411,14 +426,19 @@ def _parse_nasbench201(text):
 def _read_json(path):
     """The architecture in a genotype.json."""
     try:
-        with open(path, encoding="utf-8") as file:
+        check_regular(path)
+        with open(path, encoding="utf-8-sig") as file:
             data = json.load(file)
         space, arch = data["space"], data["arch"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = (
-            "it does not exist" if isinstance(error, FileNotFoundError) else "it is not what a search writes"
-        )
-        raise ValueError(f"no genotype could be read from {_short(path, 200)}: {reason}") from None
+        reason = "it is not what a search writes"
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = "it does not exist"
+        raise ValueError(
+            f"no genotype could be read from {_short(path, 200)}: {reason}; give the run folder of a search"
+        ) from None
     if not isinstance(space, str) or space not in SPACES:
         raise ValueError(
             f"{_short(path, 200)} names the search space {_short(str(space))}: known are {', '.join(SPACES)}"
@@ -426,8 +446,10 @@ def _read_json(path):
     try:
         if space == "darts":
             return _checked_genotype(arch)
-        return _parse_nasbench201(str(arch))
-    except ValueError as error:
+        if not isinstance(arch, str):
+            raise ValueError("its arch is not a NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+...")
+        return _parse_nasbench201(arch)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{_short(path, 200)}: {error}") from None
 
 
@@ -437,5 +459,5 @@ if __name__ == "__main__":  # python genotypes.py ARCH [SPACE]: check an archite
             raise ValueError(f"usage: genotypes.py ARCH [{' | '.join(SPACES)}]")
         print(format_architecture(parse_architecture(sys.argv[1], *(SPACES[name] for name in sys.argv[2:]))))
     except ValueError as error:
-        print(f"genotypes.py: error: {error}", file=sys.stderr)
+        print(f"genotypes.py: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)

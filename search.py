@@ -143,7 +143,8 @@ def parse_args(argv=None):
     add("--epochs", type=int, default=50, help="epochs")
     add("--batch_size", type=int, default=64, help="batch size")
     add("--learning_rate", type=float, default=0.025, help="learning rate of the weights, cosine schedule")
-    add("--learning_rate_min", type=float, default=0.001, help="learning rate at the end of the schedule")
+    add("--learning_rate_min", type=float,
+        help="learning rate at the end of the schedule (default: 0.001, or --learning_rate if less)")
     add("--momentum", type=float, default=0.9, help="momentum of the weights' SGD")
     add("--weight_decay", type=float, default=3e-4, help="weight decay of the weights")
     add("--grad_clip", type=float, default=5.0, help="norm to which the weights' gradient is clipped")
@@ -186,6 +187,8 @@ def parse_args(argv=None):
             args.samples, args.budget = None, 100
     if args.algo == "ls" and args.starts is None:
         args.starts = max(1, 2 * args.budget // 5) if args.budget else 10
+    if args.learning_rate_min is None:
+        args.learning_rate_min = min(0.001, args.learning_rate)
     if args.layers is None:
         args.layers = LAYERS[args.space]
     if args.cutout_length is None:
@@ -578,7 +581,8 @@ def search_exact(args):
     errors, g, space = 100 - table[args.bench_metric], AGGREGATE[args.agg], SPACES[args.space]
     if errors.isnan().any():
         raise utils.BadInput(
-            f"--exact needs {args.bench_metric} of all architectures: {args.bench} lacks some"
+            f"--exact needs {args.bench_metric} of all architectures, and {args.bench} lacks some: complete "
+            "the table, or search on another column"
         )
     E, O, rng = len(space.edges), len(space.ops), utils.generator(args.seed, 4)  # noqa: E741
     R, n = args.repeats, args.neighbors if args.neighborhood else 0
@@ -606,13 +610,13 @@ def search_exact(args):
 
 def table_to_search(args):
     """The table of --bench, checked to have the column that is searched on."""
+    if args.save:
+        utils.check_free(args.save)
     table = utils.load_table(args.bench)
     if args.bench_metric not in table:
         raise utils.BadInput(
             f"--bench_metric {args.bench_metric} is no column of {args.bench}: it has {', '.join(table)}"
         )
-    if args.save:
-        utils.check_free(args.save)
     return table
 
 
@@ -657,7 +661,7 @@ def report_found(args, method, metric, names, rows, folder=None):
         if column["mean"] is not None:
             spread = "" if column["std"] is None else f" +- {column['std']:.2f}"
             folder.log(f"  {name} {column['mean']:.2f}{spread} %")
-    folder.log(f"run folder {folder.path}")
+    folder.log(f"seed {args.seed}, {torch.get_num_threads()} threads; run folder {folder.path}")
 
 
 def report_search(folder, args, method, arch, rows, model, arch_set, normalisation):

@@ -232,10 +232,13 @@ def check_args(parser, args, network):
     if args.eval:
         return
     if args.batch_size % pieces:
-        parser.error(f"--batch_size {args.batch_size} cannot be cut into {pieces} equal pieces")
+        parser.error(
+            f"--batch_size {args.batch_size} cannot be cut into {pieces} equal pieces: choose a multiple"
+        )
     if args.batch_size < 2 * pieces:
         parser.error(
-            f"--batch_size {args.batch_size} in {pieces} pieces: batch norm wants two images in a piece"
+            f"--batch_size {args.batch_size} in {pieces} pieces: batch norm wants two images in a piece, so "
+            "choose more"
         )
 
 
@@ -276,6 +279,12 @@ def load_train(args, device, parts, g, shard):
     if args.valid_portion and not len(held_out):
         raise utils.BadInput(
             f"--valid_portion {args.valid_portion} of {len(labels)} images holds out none: choose more"
+        )
+    lost = set(range(len(classes))) - set(labels[kept].tolist())
+    if lost:
+        raise utils.BadInput(
+            f"--valid_portion {args.valid_portion} leaves no image of the class {classes[min(lost)]} to "
+            "train on: choose less, or add images"
         )
     size, norm = parts[0].stop - parts[0].start, dict(mean=mean, std=std)
     if files:

@@ -7,7 +7,10 @@ Both give the same batches whatever the number of processes that share the work.
 
 import argparse
 import bz2
+import contextlib
 import csv
+import errno
+import glob
 import io
 import itertools
 import json
@@ -15,6 +18,8 @@ import math
 import os
 import pickle
 import re
+import shlex
+import signal
 import sys
 import time
 import zipfile
@@ -23,7 +28,14 @@ import zlib
 import torch
 import torch.nn.functional as F
 
-from genotypes import format_architecture, nasbench201_architectures, parse_architecture, to_json
+from genotypes import (
+    check_regular,
+    format_architecture,
+    nasbench201_architectures,
+    parse_architecture,
+    printable,
+    to_json,
+)
 
 
 class BadInput(Exception):
@@ -51,20 +63,81 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        if message.startswith(("argument ", "unrecognized arguments")):  # argparse's own words
+            message += f"; {self.prog} -h lists the flags"
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        known, others = super().parse_known_args(args, namespace)
+        for name, value in vars(known).items():
+            if value == "":
+                self.error(f"--{name} is empty: give it a value, or leave it out")
+        return known, others
 
 
 def run(main, args):
     """Call main(args) as a script: what goes wrong as foreseen ends it with one line and an exit status, 2
-    for bad input, 1 for a loss that is not finite, 130 for Ctrl-C."""
+    for bad input, a full disk or too little memory, 1 for a loss that is not finite, 130 for SIGINT (Ctrl-C)
+    and 143 for SIGTERM."""
+    stopped = []
+
+    def stop(number, frame):
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         main(args)
-    except (BadInput, NotFinite, KeyboardInterrupt) as error:
-        print(f"{os.path.basename(sys.argv[0])}: error: {error or 'interrupted'}", file=sys.stderr)
-        sys.exit(getattr(error, "status", 130))
-    except OSError as error:  # a full disk, say: what is in the run folder stays
-        print(f"{os.path.basename(sys.argv[0])}: error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+    except BaseException as error:
+        if stopped or isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends now in any case
+            status, message = 143 if stopped else 130, f"interrupted; {how_to_go_on(args)}"
+        elif isinstance(error, (BadInput, NotFinite)):
+            status, message = error.status, str(error)
+        elif isinstance(error, OSError):
+            status, message = 2, f"{_one_line(error)}; {_mend(error)}; {how_to_go_on(args)}"
+        elif _out_of_memory(error):
+            mend = "choose a smaller --batch_size, --image_size or --init_channels"
+            status, message = 2, f"out of memory ({_one_line(error)[:120]}); {mend}; {how_to_go_on(args)}"
+        else:
+            raise
+        # Of several processes that are stopped, the first one speaks.
+        if not (status > 128 and os.environ.get("RANK", "0") != "0"):
+            print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
+        sys.exit(status)
+
+
+def how_to_go_on(args):
+    """The last checkpoint of a run and the command that resumes it, as text; or that there is none yet."""
+    folder = getattr(args, "save", None) or getattr(args, "resume", None)
+    found = [
+        path
+        for name in ("checkpoint.pt", "seed-*/checkpoint.pt", "evaluations.csv")
+        for path in (glob.glob(os.path.join(glob.escape(folder), name)) if folder else ())
+    ]
+    if not found or getattr(args, "eval", None) is True:  # of train.py, which only reads
+        return "no checkpoint was written: give the same command again"
+    script = os.path.basename(sys.argv[0])
+    start = "torchrun ..." if "TORCHELASTIC_RUN_ID" in os.environ else "python"
+    return (
+        f"last checkpoint: {max(found, key=os.path.getmtime)}; go on with: {start} {script} --resume "
+        f"{shlex.quote(folder)}"
+    )
+
+
+def _mend(error):
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return "make room on that disk, or lift the limit on the size of files"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "make it readable and writable"
+    return "see to that file"
+
+
+def _out_of_memory(error):
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "t allocate memory" in text)
+    )
 
 
 def device_of(name):
@@ -75,7 +148,7 @@ def device_of(name):
         value = torch.zeros(1, device=name)
         value.item()  # which a device without memory cannot do
         return value.device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise BadInput(f"--device {name} is not to be had: {_one_line(error)}; try --device cpu") from None
 
 
@@ -147,7 +220,8 @@ def _load_folder(root, image_size):
             images[i] = v2.functional.pil_to_tensor(data[i][0]).permute(1, 2, 0)
         except Exception as error:  # each image format has errors of its own
             raise BadInput(
-                f"{data.samples[i][0]} is not an image that can be read: {_one_line(error)}"
+                f"{data.samples[i][0]} is not an image that can be read: {_one_line(error)}; mend or remove "
+                "it"
             ) from None
     return images, torch.tensor(data.targets), data.classes
 
@@ -160,8 +234,14 @@ def image_folder(root, transform):
         raise BadInput(
             f"there is no folder {root}: --data takes a folder with train/<class>/ and val/<class>/ in it"
         )
+    for folder, inside, _ in os.walk(root):
+        for path in (os.path.join(folder, name) for name in inside):
+            if os.path.islink(path) and f"{os.path.realpath(folder)}/".startswith(
+                f"{os.path.realpath(path)}/"
+            ):
+                raise BadInput(f"{path} is a link to a folder that it lies in, without an end: remove it")
     try:
-        data = ImageFolder(root, transform=transform)
+        data = ImageFolder(root, transform=transform, loader=_load_image)
     except (FileNotFoundError, OSError) as error:
         raise BadInput(
             f"no images in {root} ({_one_line(error)}): expected {root}/<class>/<image>.png or .jpg"
@@ -169,6 +249,13 @@ def image_folder(root, transform):
     if len(data.classes) < 2:
         raise BadInput(f"{root} has one class, {data.classes[0]}: a classifier needs at least two")
     return data
+
+
+def _load_image(path):
+    from torchvision.datasets.folder import pil_loader
+
+    check_regular(path)
+    return pil_loader(path)
 
 
 def check_same_classes(train, test):
@@ -397,7 +484,9 @@ class ImageFiles(torch.utils.data.Dataset):
                 return self.data[index]
             except Exception as error:  # each image format has errors of its own
                 path = self.data.samples[index][0]
-                raise BadInput(f"{path} is not an image that can be read: {_one_line(error)}") from None
+                raise BadInput(
+                    f"{path} is not an image that can be read: {_one_line(error)}; mend or remove it"
+                ) from None
 
 
 def _read(loader, device, normalisation):
@@ -505,7 +594,8 @@ def load_table(path):
         path = convert_nats_bench(path)
     place = {arch: i for i, arch in enumerate(nasbench201_architectures())}
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        check_regular(path)
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(
@@ -529,7 +619,9 @@ def load_table(path):
             raise BadInput(f"{where} has {len(row)} values: expected {len(header)}, as in the first line")
         i = place.get(row[at])
         if i is None or i in seen:
-            what = "is no NAS-Bench-201 architecture" if i is None else "stands there twice"
+            what = "stands there twice: keep one of the lines"
+            if i is None:
+                what = "is no NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
             raise BadInput(f"{where}: {row[at][:100]!r} {what}")
         seen.add(i)
         for c, (column, text) in enumerate(zip(table, row, strict=True)):
@@ -539,7 +631,7 @@ def load_table(path):
                 except ValueError:
                     column[i] = -1.0
                 if not 0 <= column[i] <= 100:
-                    raise BadInput(f"{where}: {text[:40]!r} is no percentage")
+                    raise BadInput(f"{where}: {text[:40]!r} is no percentage: expected 0 to 100")
     return {
         name: torch.tensor(column, dtype=torch.float64)
         for name, column in zip(header, table, strict=True)
@@ -571,6 +663,7 @@ def read_nats_file(path):
     What the file does not hold is left out. Raises BadInput where it is no such file.
     """
     try:
+        check_regular(path)
         with bz2.open(path) as file:
             data = file.read(2**26 + 1)
         if len(data) > 2**26:
@@ -598,6 +691,16 @@ def read_nats_file(path):
     return arch, values
 
 
+def _start_to_read():
+    """What a process that reads NATS-Bench files does first: it leaves Ctrl-C to the one that started it, and
+    has no more than 8 GiB, for which a damaged file of a few bytes can ask as the place of a memo."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(ImportError, ValueError):  # not on Windows; not above a lower limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (2**33, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
 def _read_nats_file(path):
     try:
         return path, read_nats_file(path), None
@@ -618,6 +721,9 @@ def convert_nats_bench(folder):
 
     target = f"{os.path.abspath(folder)}.csv"
     if os.path.exists(target):
+        for rest in (f"{target}.part", f"{target}.tmp"):  # of a conversion that was killed at its very end
+            with contextlib.suppress(OSError):
+                os.remove(rest)
         return target
     names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d{6}\.pickle\.pbz2", name))
     if not names:
@@ -634,17 +740,24 @@ def convert_nats_bench(folder):
             part.truncate(0)
             part.writelines(",".join([name, *row]) + "\n" for name, row in done.items())
             left = [os.path.join(folder, name) for name in names if name not in done]
-            with ProcessPoolExecutor(os.cpu_count()) as pool:
-                results = pool.map(_read_nats_file, left, chunksize=8)
-                for path, result, error in tqdm(results, "converting", len(left), disable=None, leave=False):
-                    if error:
-                        pool.shutdown(cancel_futures=True)
-                        raise BadInput(error)
-                    arch, values = result
-                    name = os.path.basename(path)
-                    done[name] = [arch, *(repr(values[c]) if c in values else "" for c in columns)]
-                    part.write(",".join([name, *done[name]]) + "\n")
-                    part.flush()
+            with ProcessPoolExecutor(os.cpu_count(), initializer=_start_to_read) as pool:
+                try:
+                    results = pool.map(_read_nats_file, left, chunksize=8)
+                    for path, result, error in tqdm(
+                        results, "converting", len(left), disable=None, leave=False
+                    ):
+                        if error:
+                            raise BadInput(error)
+                        arch, values = result
+                        name = os.path.basename(path)
+                        done[name] = [arch, *(repr(values[c]) if c in values else "" for c in columns)]
+                        part.write(",".join([name, *done[name]]) + "\n")
+                        part.flush()
+                except BaseException:  # an interrupt too does not wait for what is left
+                    pool.shutdown(cancel_futures=True)
+                    if not done:
+                        os.remove(part.name)
+                    raise
         rows = [",".join(done[name]) for name in names]
         write_file(target, "\n".join([",".join(["arch", *columns]), *rows]) + "\n")
         os.remove(f"{target}.part")
@@ -670,10 +783,15 @@ def write_file(path, data):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:  # a full disk: leave the old file and nothing else
+    except BaseException as error:  # a full disk or an interrupt: leave the old file and nothing else
         if os.path.exists(temporary):
             os.remove(temporary)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
+
+
+RUN_FILES = "args.json metrics.csv checkpoint.pt genotype.json result.json evaluations.csv".split()
 
 
 class RunFolder:
@@ -688,10 +806,15 @@ class RunFolder:
             return
         try:
             os.makedirs(path, exist_ok=True)
+            for name in os.listdir(path):  # of a run that was killed as it wrote
+                if name.endswith(".tmp") and (name[:-4] in RUN_FILES or name.startswith("evaluating-")):
+                    os.remove(self.file(name))
             write_file(self.file("args.json"), json.dumps(vars(args), indent=2) + "\n")
+            self.end_log_line()
         except OSError as error:
             raise BadInput(
-                f"the run folder {path} cannot be written ({_one_line(error)}): choose another --save"
+                f"the run folder {path} cannot be written ({_one_line(error)}): choose another --save, or "
+                "make room"
             ) from None
 
     def file(self, name):
@@ -705,8 +828,23 @@ class RunFolder:
         from tqdm import tqdm
 
         tqdm.write(text, file=sys.stdout)
-        with open(self.file("log.txt"), "a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        path = self.file("log.txt")
+        before = os.path.getsize(path) if os.path.isfile(path) else 0
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except OSError as error:  # a full disk: no piece of a line
+            with contextlib.suppress(OSError):
+                os.truncate(path, before)
+            error.filename = path
+            raise
+
+    def end_log_line(self):
+        """End the line that a kill has cut short."""
+        if os.path.isfile(self.file("log.txt")):
+            with open(self.file("log.txt"), "rb+") as file:
+                if file.read()[-1:] not in (b"", b"\n"):
+                    file.write(b"\n")
 
     def save(self, parts, epoch, rows, args):
         """Save checkpoint.pt, and its rows of metrics as metrics.csv. Arguments are those of
@@ -764,7 +902,8 @@ def read_evaluations(path, column, space):
     short does not count. Raises BadInput where it is no such file.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        check_regular(path)
+        with open(path, newline="", encoding="utf-8-sig") as file:
             text = file.read()
         if "\n" not in text:
             raise ValueError("it is empty")
@@ -780,7 +919,8 @@ def read_evaluations(path, column, space):
         return found
     except (OSError, ValueError, csv.Error) as error:
         raise BadInput(
-            f"{path} cannot be read ({_one_line(error)[:160]}): put back what the run wrote, or start anew"
+            f"{path} cannot be read ({_one_line(error)[:160]}): put back what the run wrote, or start "
+            "the run anew"
         ) from None
 
 
@@ -793,7 +933,9 @@ def write_evaluations(path, column, found):
 def append_evaluation(path, arch, value):
     """Add an evaluation to a file that several processes may add to. arch: text. value: percent."""
     with open(path, "ab", buffering=0) as file:  # one write a line: another process's cannot come between
-        file.write(_evaluation(arch, value).encode())
+        line = _evaluation(arch, value).encode()
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, "it is cut short, for want of room", path)
         os.fsync(file.fileno())
 
 
@@ -826,14 +968,19 @@ def saved_args(path, parser, without=("resume", "save")):
     checkpoint file. Raises BadInput where they cannot be read, or are not those of the parser's script."""
     try:
         if os.path.isdir(path):
-            with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
+            check_regular(os.path.join(path, "args.json"))
+            with open(os.path.join(path, "args.json"), encoding="utf-8-sig") as file:
                 saved = json.load(file)
+            saved = saved if isinstance(saved, dict) else {}
         else:
             saved = load_checkpoint(path)["args"]
         saved = {name: saved[name] for name in saved if name not in without}
     except FileNotFoundError:
-        raise BadInput(f"{path} is not a run folder: there is no args.json in it") from None
-    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(
+            f"{path} is not a run folder: there is no args.json in it; give a folder that a run wrote, or "
+            "start the run anew with its command"
+        ) from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(
             f"{path}/args.json cannot be read ({_one_line(error)[:80]}): put back what the run wrote"
         ) from None
@@ -841,7 +988,8 @@ def saved_args(path, parser, without=("resume", "save")):
         if action.dest not in ("help", *without):
             if not _fits(saved.get(action.dest), action):
                 raise BadInput(
-                    f"{path} is not a run of {parser.prog}, or its flags are damaged ({action.dest})"
+                    f"{path} is not a run of {parser.prog}, or its flags are damaged ({action.dest}): give "
+                    "a folder that it wrote, as it wrote it"
                 )
     return saved
 
@@ -860,39 +1008,66 @@ def _fits(value, action):
 
 
 def check_free(path):
-    """Raise BadInput where a folder that is to be written already holds a run."""
+    """Raise BadInput where a folder that is to be written already holds a run, or cannot be written."""
     names = os.listdir(path) if os.path.isdir(path) else ()
     if any(
         name in ("checkpoint.pt", "result.json", "genotype.json", "evaluations.csv") or name[:5] == "seed-"
         for name in names
     ):
-        raise BadInput(f"{path} holds a run already: choose another --save, or give --resume {path} to go on")
+        more = any(name in ("checkpoint.pt", "evaluations.csv") or name[:5] == "seed-" for name in names)
+        raise BadInput(
+            f"{path} holds a run already: choose another --save"
+            + (f", or give --resume {path} to go on" if more else "")
+        )
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # a name too long, a file above it, links in a circle
+        above = os.path.abspath(path)
+        while not os.path.lexists(above):
+            above = os.path.dirname(above)
+        if not os.path.isdir(above):
+            raise OSError(f"{above} is no folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise OSError(f"nothing may be written in {above}")
+    except OSError as error:
+        raise BadInput(
+            f"the run folder {path} cannot be written ({_one_line(error)}): choose another --save"
+        ) from None
 
 
 def load_checkpoint(path, device="cpu"):
     """A checkpoint file as a dict. Only tensors and plain data are admitted. Raises BadInput where it is
     damaged."""
     try:
+        check_regular(path)
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("its contents do not match their checksums")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f"there is no checkpoint {path}: --resume takes a folder that a run wrote") from None
-    except Exception as error:  # what reading arbitrary bytes can raise is not a closed list
+        begun = os.path.exists(os.path.join(os.path.dirname(path), "args.json"))
         raise BadInput(
-            f"the checkpoint {path} is damaged or not a checkpoint ({_one_line(error)[:80]}): "
-            "start the run anew"
+            f"there is no checkpoint {path}: "
+            + ("the run ended before its first, so start the run anew with its command" if begun else "")
+            + ("" if begun else "--resume takes a folder that a run wrote")
+        ) from None
+    except Exception as error:  # what reading arbitrary bytes can raise is not a closed list
+        reason = _one_line(error)[:80]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words are about its versions
+            reason = "it is not all tensors and plain data"
+        raise BadInput(
+            f"the checkpoint {path} is damaged or not a checkpoint ({reason}): "
+            "start the run anew, with another --save"
         ) from None
     kinds = {"args": dict, "epoch": int, "rows": list}
     if (
         not isinstance(checkpoint, dict)
         or any(not isinstance(checkpoint.get(name), kind) for name, kind in kinds.items())
-        or checkpoint["epoch"] != len(checkpoint["rows"])
-        or not all(isinstance(row, dict) for row in checkpoint["rows"])
+        or checkpoint["epoch"] != len(rows := checkpoint["rows"])
+        or not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows)
         or not isinstance(checkpoint["args"].get("epochs"), int)
     ):
-        raise BadInput(f"{path} is not a checkpoint of these scripts")
+        raise BadInput(f"{path} is not a checkpoint of these scripts: give --resume what a run wrote")
     return checkpoint
 
 

@@ -1,0 +1,279 @@
+"""The scripts as processes of their own, without the seconds that importing torch takes: each is forked from
+a server that has imported everything, and then runs the script's file as `python FILE` would."""
+
+import atexit
+import functools
+import gc
+import importlib
+import itertools
+import json
+import multiprocessing.util
+import os
+import resource
+import runpy
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import namedtuple
+
+TESTS = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(TESTS)
+Done = namedtuple("Done", "status out err")  # status: negative for a signal, as in subprocess
+
+
+class Script:
+    """A script that runs: `pid`, `kill(signal)`, `wait()`.
+
+    before: the name of a function, "module.name", to call first, and its arguments.
+    """
+
+    def __init__(self, name, *flags, cwd, before=()):
+        self.folder = tempfile.TemporaryDirectory()
+        job = dict(name=name, flags=[str(flag) for flag in flags], cwd=str(cwd), before=before)
+        server().stdin.write(json.dumps({**job, "folder": self.folder.name}) + "\n")
+        server().stdin.flush()
+        self.pid = int(self._await("pid", 60))
+
+    def _file(self, name):
+        return os.path.join(self.folder.name, name)
+
+    def _await(self, name, timeout):
+        """The contents of a file that the server writes."""
+        end = time.monotonic() + timeout
+        while not os.path.exists(self._file(name)):
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.001)
+        with open(self._file(name), errors="replace") as file:
+            return file.read()
+
+    def running(self):
+        return not os.path.exists(self._file("status"))
+
+    def kill(self, number=signal.SIGKILL):
+        if self.running():
+            os.kill(self.pid, number)
+
+    def wait(self, timeout=120):
+        """The script's end. One that hangs is killed, and so has the status -9."""
+        if self._await("status", timeout) is None:
+            self.kill()
+        status, out, err = (self._await(name, 60) for name in ("status", "stdout", "stderr"))
+        self.folder.cleanup()
+        return Done(int(status), out, err)
+
+
+def run(name, *flags, cwd, before=(), timeout=120):
+    """Run a script to its end."""
+    return Script(name, *flags, cwd=cwd, before=before).wait(timeout)
+
+
+@functools.cache
+def server():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.Popen(
+        [sys.executable, os.path.join(TESTS, "forks.py")], stdin=subprocess.PIPE, text=True, env=environment
+    )
+    atexit.register(found.communicate)  # the end of its input ends it
+    return found
+
+
+def serve():
+    """Start what the lines of stdin name; write the `pid` and, when it is over, the `status` into its
+    folder."""
+    sys.path[:0] = [ROOT]
+    for name in ("search", "train", "tqdm", "torchvision.datasets", "torchvision.transforms.v2"):
+        importlib.import_module(name)
+    gc.freeze()
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(woken)
+    folders, text = {}, b""
+    while True:
+        ready, _, _ = select.select([0, wake], [], [])
+        if wake in ready:
+            os.read(wake, 1000)
+            while folders:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    break
+                write(folders.pop(pid), "status", os.waitstatus_to_exitcode(status))
+        if 0 in ready:
+            more = os.read(0, 2**20)
+            if not more:
+                return
+            *lines, text = (text + more).split(b"\n")
+            for line in lines:
+                job = json.loads(line)
+                pid = os.fork()
+                if not pid:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    start(**job)
+                folders[pid] = job["folder"]
+                write(job["folder"], "pid", pid)
+
+
+def write(folder, name, value):
+    path = os.path.join(folder, name)
+    with open(f"{path}.new", "w") as file:
+        file.write(str(value))
+    os.rename(f"{path}.new", path)
+
+
+def start(name, flags, cwd, before, folder):
+    os.chdir(cwd)
+    for descriptor, path in enumerate((os.devnull, f"{folder}/stdout", f"{folder}/stderr")):
+        file = os.open(path, os.O_CREAT | os.O_RDWR)
+        os.dup2(file, descriptor)
+        os.close(file)
+    path = os.path.join(ROOT, name)
+    sys.argv, sys.path[0], status = [path, *flags], ROOT, 0
+    try:
+        if before:
+            module, function = before[0].rsplit(".", 1)
+            getattr(importlib.import_module(module), function)(*before[1:])
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    multiprocessing.util._exit_function()  # ends the processes that read images
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def tree(folder):
+    """Every path below a folder with what tells that it was written: kind, size and time of its last change,
+    which no program can set."""
+    found = {}
+    for path, folders, names in os.walk(folder):
+        for name in folders + names:
+            state = os.lstat(os.path.join(path, name))
+            found[os.path.join(path, name)] = state.st_mode, state.st_size, state.st_ino, state.st_ctime_ns
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What can be done to a script before it runs
+# ------------------------------------------------------------------------------------------------------------
+
+
+def few_shapes(count):
+    """A synthetic set of so many training images, and a fifth of that for the test."""
+    import utils
+
+    draw = utils.draw_shapes
+    utils.draw_shapes = lambda n, size, seed: draw(n * count // 5000, size, seed)
+
+
+def kill_at_write(place, record):
+    """SIGKILL at a moment of writing: before and after a file is renamed, when it has just been opened, and
+    when half of what is to be written is in it. place: which of these moments; 0 for none. record: a file
+    that gets a byte at each."""
+    import utils
+
+    replace, seen = os.replace, itertools.count(1)
+
+    def moment():
+        with open(record, "ab") as file:
+            file.write(b".")
+        if next(seen) == place:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Watched:
+        def __init__(self, *args, **more):
+            self.file = open(*args, **more)
+            moment()
+
+        def write(self, data):
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            moment()
+            self.file.write(data[len(data) // 2 :])
+            return len(data)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    def watched_replace(*args):
+        moment()
+        replace(*args)
+        moment()
+
+    def watched_open(path, mode="r", **more):
+        return (Watched if mode in ("wb", "a", "ab") else open)(path, mode, **more)
+
+    utils.open, os.replace = watched_open, watched_replace
+
+
+def signal_at_data(number):
+    """A signal to the process itself, when the data is about to be read."""
+    import utils
+
+    utils.load_images = lambda *args, **more: signal.raise_signal(number)
+
+
+def bad_images_after(epoch, value):
+    """From this epoch's checkpoint on, images are not finite."""
+    import utils
+
+    save, normalise = utils.RunFolder.save, utils.normalise
+
+    def save_and_spoil(folder, parts, done, rows, args):
+        save(folder, parts, done, rows, args)
+        if done == epoch:
+            utils.normalise = lambda *args, **more: normalise(*args, **more) * float(value)
+
+    utils.RunFolder.save = save_and_spoil
+
+
+def large_scale(scale):
+    """Gradient scaling that begins with so large a factor."""
+    import torch
+
+    made = torch.amp.GradScaler
+    torch.amp.GradScaler = lambda device, enabled: made(device, init_scale=scale, enabled=enabled)
+
+
+def full_disk(name, epoch):
+    """From this epoch's checkpoint on, no file may become larger than the named one of the run is now; a log
+    is made the largest first."""
+    import utils
+
+    save = utils.RunFolder.save
+
+    def save_and_fill(folder, parts, done, rows, args):
+        save(folder, parts, done, rows, args)
+        if done == epoch:
+            if name == "log.txt":
+                with open(folder.file(name), "a") as file:
+                    file.write("x" * 300_000 + "\n")
+            size = os.path.getsize(folder.file(name))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, resource.RLIM_INFINITY))
+
+    utils.RunFolder.save = save_and_fill
+
+
+def little_memory(more):
+    """So many bytes of address space beyond what the process has."""
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,341 @@
+"""The parsers on arbitrary and on nearly right input: ValueError or BadInput and nothing else, in bounded
+time and without running anything; and round trips. The examples are the same each time.
+"""
+
+import bz2
+import io
+import json
+import math
+import os
+import pickle
+import pickletools
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import utils
+from genotypes import (
+    GENOTYPE_OPS,
+    NAMED,
+    SPACES,
+    Genotype,
+    format_architecture,
+    nasbench201_architectures,
+    parse_architecture,
+    random_architecture,
+    to_json,
+)
+
+NAMES = nasbench201_architectures()
+TEXTS = [*map(repr, NAMED.values()), NAMES[0], NAMES[-1], "DARTS_V2"]
+FUZZ = settings(
+    max_examples=150,
+    derandomize=True,
+    database=None,
+    deadline=2000,  # milliseconds
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+FEW = settings(FUZZ, max_examples=50)  # of what takes longer
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    """Relative paths name nothing, and what an input runs has to leave a trace here."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert "evil" not in os.listdir(tmp_path)
+
+
+@st.composite
+def changed(draw, good):
+    """A text or bytes of `good` in which some pieces are taken out, doubled or replaced."""
+    data = draw(st.sampled_from(good))
+    some = st.text(max_size=8) if isinstance(data, str) else st.binary(max_size=8)
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(data)))
+        stop = draw(st.integers(start, min(len(data), start + 12)))
+        data = data[:start] + draw(st.one_of(some, st.just(data[start:stop] * 2))) + data[stop:]
+    return data
+
+
+# Calls, attributes, operators and names where a genotype has literals
+PIECES = st.sampled_from(
+    [
+        "__import__('os').system('touch evil')", "open('evil', 'w')", "(lambda: 1)()", "range(2, 6)",
+        "range(0, 100000000)", "range('a', 'b')", "range(0, None)", "range('a')", "range(1, 2, 3)",
+        "range(start=1)", "9" * 5000, "-" * 9000 + "1", "[" * 300, "1" + "**9" * 50, "f'{1}'", "...", "None",
+        "nan", "[('none', 0)]", "{}", "*[1]", "**{}", "'\\d'", "b'x'", "'\\ud800'", "('sep_conv_3x3', 0)",
+        "[('sep_conv_3x3', 0)] * 8", "print", "(x := 1)",
+    ]
+)  # fmt: skip
+
+
+def parses_or_is_refused(text):
+    try:
+        arch = parse_architecture(text)
+    except ValueError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600
+        return
+    assert parse_architecture(format_architecture(arch)) == arch
+    assert isinstance(arch, Genotype) or arch in NAMES
+
+
+@FUZZ
+@given(st.one_of(st.text(), changed(TEXTS), st.text(alphabet="|~+0123noeskip_cta", max_size=100)))
+def test_any_text(text):
+    parses_or_is_refused(text)
+
+
+@FUZZ
+@given(st.lists(PIECES, max_size=4), st.lists(st.sampled_from(Genotype._fields), max_size=4))
+def test_code_in_a_genotype(pieces, names):
+    names += [None] * len(pieces)
+    parts = [piece if name is None else f"{name}={piece}" for name, piece in zip(names, pieces, strict=False)]
+    parses_or_is_refused(f"Genotype({', '.join(parts)})")
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=5),
+        st.sampled_from(GENOTYPE_OPS),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+GOOD_JSON = [json.dumps(to_json(arch)) for arch in (*NAMED.values(), NAMES[5])]
+
+
+@FUZZ
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        changed(GOOD_JSON).map(lambda text: text.encode(errors="replace")),
+        JSON.map(lambda value: json.dumps(value).encode()),
+        st.tuples(st.sampled_from([*SPACES, 7]), JSON).map(
+            lambda pair: json.dumps(dict(zip(("space", "arch"), pair, strict=True))).encode()
+        ),
+        st.dictionaries(st.sampled_from(Genotype._fields), JSON, min_size=3).map(
+            lambda arch: json.dumps({"space": "darts", "arch": arch}).encode()
+        ),
+    )
+)
+def test_any_genotype_file(data):
+    with open("genotype.json", "wb") as file:
+        file.write(data)
+    parses_or_is_refused("genotype.json")
+
+
+@FUZZ
+@given(st.integers(0, 2**40), st.sampled_from(list(SPACES)))
+def test_architectures_come_back(seed, space):
+    arch = random_architecture(SPACES[space], torch.Generator().manual_seed(seed))
+    assert parse_architecture(format_architecture(arch)) == arch
+    assert parse_architecture(f"  {format_architecture(arch)}\n") == arch
+    with open("genotype.json", "w") as file:
+        json.dump(to_json(arch), file)
+    assert parse_architecture("genotype.json", SPACES[space]) == arch
+    assert parse_architecture(os.getcwd()) == arch
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tables
+# ------------------------------------------------------------------------------------------------------------
+
+TABLE = "arch,cifar10_valid_200,x_test_1\n" + "".join(
+    f"{name},{i},{i / 7!r}\n" for i, name in enumerate(NAMES[:9])
+)
+PERCENT = st.one_of(st.none(), st.floats(0, 100))
+
+
+@FEW
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        changed([TABLE]).map(lambda text: text.encode(errors="replace")),
+        changed([TABLE.encode(), TABLE.replace("\n", "\r\n").encode()]),
+        st.lists(st.text(alphabet='arch,"\n\r\0|~5', max_size=30)).map(
+            lambda lines: "\n".join(lines).encode()
+        ),
+    )
+)
+def test_any_table(data):
+    with open("t.csv", "wb") as file:
+        file.write(data)
+    try:
+        table = utils.load_table("t.csv")
+    except utils.BadInput as error:
+        assert len(str(error)) < 600
+        return
+    for name, column in table.items():
+        assert utils.COLUMN.fullmatch(name) and column.shape == (len(NAMES),)
+        known = column[~column.isnan()]
+        assert ((known >= 0) & (known <= 100)).all()
+
+
+@FEW
+@given(st.dictionaries(st.integers(0, len(NAMES) - 1), st.tuples(PERCENT, PERCENT), max_size=30))
+def test_tables_come_back(rows):
+    """Whatever the order of its rows and columns, and to the bit."""
+    lines = [f"{b!r},{NAMES[i]},{a!r}".replace("None", "") for i, (a, b) in rows.items()]
+    with open("t.csv", "w", newline="") as file:
+        file.write("\n".join(["x_test_1,arch,cifar10_valid_200", *lines]) + "\n")
+    table = utils.load_table("t.csv")
+    assert table.keys() == {"x_test_1", "cifar10_valid_200"}
+    for place, values in enumerate(("cifar10_valid_200", "x_test_1")):
+        column = table[values].tolist()
+        assert sum(not math.isnan(value) for value in column) == sum(
+            v[place] is not None for v in rows.values()
+        )
+        assert all(column[i] == v[place] for i, v in rows.items() if v[place] is not None)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# NATS-Bench files
+# ------------------------------------------------------------------------------------------------------------
+
+
+def nats(arch=NAMES[7], accuracy=None, seeds=(777, 888)):
+    """What an official file holds, as far as it is read."""
+    import numpy
+
+    runs = {}
+    for epochs in ("12", "200"):
+        results = {}
+        for dataset, part in utils.NATS_COLUMNS.values():
+            for seed in seeds:
+                one = results.setdefault((dataset, seed), {"eval_acc1es": {}})
+                value = numpy.float64(50.5) if accuracy is None else accuracy
+                one["eval_acc1es"][f"{part}@{int(epochs) - 1}"] = value
+        names = {dataset for dataset, _ in utils.NATS_COLUMNS.values()}
+        runs[epochs] = {
+            "arch_str": arch,
+            "all_results": results,
+            "dataset_seed": {name: list(seeds) for name in sorted(names)},
+        }
+    return runs
+
+
+NATS = pickle.dumps(nats(), protocol=4)
+
+
+def read(data):
+    with open("000000.pickle.pbz2", "wb") as file:
+        file.write(data)
+    try:
+        arch, values = utils.read_nats_file("000000.pickle.pbz2")
+    except utils.BadInput as error:
+        assert "take it from the official archive anew" in str(error)
+        return None
+    assert arch in NAMES and values and all(0 <= value <= 100 for value in values.values())
+    return arch, values
+
+
+def test_a_file_as_the_official_ones():
+    assert read(bz2.compress(NATS)) == (
+        NAMES[7], {f"{name}_{epochs}": 50.5 for name in utils.NATS_COLUMNS for epochs in (12, 200)}
+    )  # fmt: skip
+
+
+@pytest.fixture
+def some_memory():
+    """As the processes of a conversion have it: a pickle can ask for all of it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (2**33, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@FEW
+@given(
+    data=st.one_of(
+        st.binary(max_size=100),
+        changed([bz2.compress(NATS)]),
+        changed([NATS]).map(bz2.compress),
+        st.lists(st.sampled_from([op.code.encode("latin1") for op in pickletools.opcodes]), max_size=30).map(
+            lambda codes: bz2.compress(b"\x80\x04" + b"".join(codes) + b".")
+        ),
+    )
+)
+def test_any_nats_file(some_memory, data):
+    read(data)
+
+
+@FEW
+@given(JSON, JSON, st.lists(JSON, max_size=3))
+def test_nats_files_with_other_contents(arch, accuracy, seeds):
+    for more in ({"arch": arch}, {"accuracy": accuracy}):
+        try:
+            data = pickle.dumps(nats(**more))
+        except TypeError:
+            assume(False)
+        read(bz2.compress(data))
+    runs = nats()
+    runs["12"]["dataset_seed"] = seeds
+    assert read(bz2.compress(pickle.dumps(runs))) is None
+
+
+class Runs:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        Runs(os.system, "touch evil"),
+        Runs(eval, "open('evil', 'w')"),
+        Runs(open, "evil", "w"),
+        Runs(os.mkdir, "evil"),
+        Runs(getattr, os, "system"),
+        Runs(__import__, "os"),
+        Runs(io.open, "evil", "w"),
+        Runs(torch.load, "evil"),
+    ],
+    ids=range(8),
+)
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_pickle_that_runs_code_is_refused(evil, protocol):
+    """Alone, and inside of a file that is right otherwise. Checkpoints too."""
+    try:
+        data = [pickle.dumps(evil, protocol), pickle.dumps(nats() | {"more": evil}, protocol)]
+    except (pickle.PicklingError, TypeError):  # a module is not pickled: by hand
+        data = [b"c__builtin__\ngetattr\n(cos\nsystem\nS'x'\ntR."]
+    for one in data:
+        assert read(bz2.compress(one)) is None
+        with open("checkpoint.pt", "wb") as file:
+            file.write(one)
+        with pytest.raises(utils.BadInput, match="damaged or not a checkpoint"):
+            utils.load_checkpoint("checkpoint.pt")
+
+
+@FEW
+@given(changed([NATS]), st.integers(0, 2**32))
+def test_any_checkpoint(data, seed):
+    for content in (data, torch_file(seed)):
+        with open("checkpoint.pt", "wb") as file:
+            file.write(content)
+        with pytest.raises(utils.BadInput, match="checkpoint"):
+            utils.load_checkpoint("checkpoint.pt")
+
+
+def torch_file(seed):
+    """A right file with one byte changed."""
+    buffer = io.BytesIO()
+    rows = [{"epoch": 1, "loss": 0.5}]
+    torch.save({"args": {"epochs": 3}, "epoch": 1, "rows": rows, "model": {"w": torch.arange(50.0)}}, buffer)
+    data = bytearray(buffer.getvalue())
+    start = data.index(torch.arange(50.0).numpy().tobytes())
+    data[start + seed % 200] ^= 1 + seed % 255
+    return data

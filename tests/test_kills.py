@@ -1,0 +1,183 @@
+"""Runs that are killed, interrupted or out of disk: nothing that was saved is lost, and they go on to the
+same result. `python tests/sweep_kills.py` tries 30 moments, and `--every` all moments of writing."""
+
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import forks
+import pytest
+import sweep_kills
+import torch
+from sweep_kills import COMMANDS
+
+import utils
+
+LONG = {name: command.replace("epochs 3", "epochs 60") for name, command in COMMANDS.items()}
+LONG["trained"] = COMMANDS["trained"].replace("--budget 8", "--budget 500")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with images, and the uninterrupted run of each command: moments of writing, seconds."""
+    folder = tmp_path_factory.mktemp("kills")
+    sweep_kills.save_images(folder / "images")
+    forks.run("genotypes.py", "DARTS_V2", cwd=folder)
+    return folder, {name: sweep_kills.measure(folder, name) for name in COMMANDS}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_at_random_moments(root, name):
+    folder, whole = root
+    g = random.Random(name)
+    _, wrong = sweep_kills.try_moment(folder, name, g, "random", *whole[name], again=True)
+    assert wrong == []
+
+
+# Of a search: before anything is written; args.json half written; the first checkpoint half written, written
+# and not renamed, renamed; in the middle of the first line of the log; the next checkpoint half written, and
+# not renamed; in the middle of the next line of the log; the last moment.
+@pytest.mark.parametrize("place", [1, 2, 6, 7, 8, 14, 16, 17, 28, -1])
+def test_killed_as_it_writes(root, place):
+    folder, whole = root
+    moments, seconds = whole["search"]
+    place = place if place > 0 else moments
+    words, wrong = sweep_kills.try_moment(
+        folder, "search", None, f"writing-{place}", moments, seconds, place=place
+    )
+    assert wrong == [] and str(place) in words
+
+
+def test_a_kill_leaves_the_file_before_and_its_end_is_cleaned_up(root):
+    """What the comparisons above rest on: the kill strikes with a temporary file half written."""
+    folder, _ = root
+    script, *flags = COMMANDS["search"].split()
+    place = ["forks.kill_at_write", 6, str(folder / "moments")]
+    done = forks.run(script, *flags, "--save", "half", cwd=folder, before=place)
+    assert done.status == -9 and sorted(os.listdir(folder / "half")) == ["args.json", "checkpoint.pt.tmp"]
+    done = forks.run(script, "--resume", "half", cwd=folder)
+    assert done.status == 2 and done.err == (
+        "search.py: error: there is no checkpoint half/checkpoint.pt: the run ended before its first, so "
+        "start the run anew with its command\n"
+    )
+    assert forks.run(script, *flags, "--save", "half", cwd=folder).status == 0
+    assert sweep_kills.differences(folder / "search-whole", folder / "half") == []
+
+
+def test_what_a_kill_left_is_removed(tmp_path):
+    """And nothing else."""
+    names = [f"{name}.tmp" for name in (*utils.RUN_FILES, "evaluating-12345678.pt")]
+    for name in (*names, "notes.tmp", "log.txt"):
+        (tmp_path / name).write_text("epoch 1: lea")
+    utils.RunFolder(str(tmp_path), Namespace(epochs=1)).log("resumed")
+    assert sorted(os.listdir(tmp_path)) == ["args.json", "log.txt", "notes.tmp"]
+    assert (tmp_path / "log.txt").read_text() == "epoch 1: lea\nresumed\n"
+
+
+def test_a_process_that_is_not_forked(root):
+    folder, _ = root
+    script, *flags = COMMANDS["search"].split()
+    command = [sys.executable, os.path.join(forks.ROOT, script), *flags, "--save", "real"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, env=environment) as process:
+        wait_for(folder / "real" / "log.txt", "epoch 1:")
+        process.kill()
+    assert process.returncode == -9
+    assert sweep_kills.go_on(folder, COMMANDS["search"], "real") == []
+    assert sweep_kills.differences(folder / "search-whole", folder / "real") == []
+
+
+def wait_for(path, text, timeout=60):
+    end = time.monotonic() + timeout
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < end, f"no {text} in {path}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number,status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_signals_end_a_run_at_once(root, name, number, status):
+    folder, _ = root
+    script, *flags = LONG[name].split()
+    save = f"{name} {status}"
+    run = forks.Script(script, *flags, "--save", save, cwd=folder)
+    last = folder / save / ("seed-3" if name == "seeds" else "")
+    wait_for(last / "log.txt", "epoch 1:" if name != "trained" else "%, training loss")
+    run.kill(number)
+    started = time.monotonic()
+    done = run.wait()
+    assert time.monotonic() - started < 5 and done.status == status
+    line = re.fullmatch(
+        rf"{script}: error: interrupted; last checkpoint: (.*); go on with: python {script} (--resume .*)\n",
+        done.err,
+    )
+    assert line, done.err
+    assert not list(folder.rglob(f"{save}/**/*.tmp"))
+    if name == "trained":
+        assert folder / line[1] == last / "evaluations.csv"
+        return
+    assert folder / line[1] == last / "checkpoint.pt"
+    epoch = torch.load(last / "checkpoint.pt", weights_only=True)["epoch"]
+    assert 1 <= epoch < 60
+    if name == "search":  # the command works as it is printed
+        done = forks.run(script, *shlex.split(line[2]), "--epochs", epoch + 1, cwd=folder)
+        assert done.status == 0, done.err
+
+
+def test_a_signal_before_the_first_checkpoint(root):
+    """Python is slow to start, so the moment is made: at the first look at the data."""
+    folder, _ = root
+    script, *flags = COMMANDS["train"].split()
+    before = ["forks.signal_at_data", int(signal.SIGTERM)]
+    done = forks.run(script, *flags, "--save", "early", cwd=folder, before=before)
+    assert done.status == 143 and not (folder / "early").exists()
+    assert done.err == (
+        "train.py: error: interrupted; no checkpoint was written: give the same command again\n"
+    )
+
+
+def test_sigterm_under_torchrun(root):
+    """It goes to the launcher, which hands it on to both processes: one line, from the first of them."""
+    folder, _ = root
+    script, *flags = LONG["train"].split()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [os.path.join(forks.ROOT, script), *flags, "--save", "together"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        wait_for(folder / "together" / "log.txt", "epoch 1:")
+        process.terminate()
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert errors.count("train.py: error: ") == 1 and "go on with: torchrun ... train.py --resume" in errors
+    assert 'train.py", line' not in errors  # no traceback of ours; the launcher prints its own
+    assert torch.load(folder / "together" / "checkpoint.pt", weights_only=True)["epoch"] >= 1
+    assert not list((folder / "together").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["search", "train"])
+@pytest.mark.parametrize("file", ["checkpoint.pt", "log.txt"])
+def test_a_full_disk(root, name, file):
+    """One line, the last good checkpoint and no piece of a file; with room again the run goes on."""
+    folder, _ = root
+    script, *flags = COMMANDS[name].split()
+    save = f"{name}-full-{file}"
+    size = ["forks.full_disk", file, 1]
+    done = forks.run(script, *flags, "--save", save, cwd=folder, before=size)
+    assert done.status == 2 and done.err == (
+        f"{script}: error: [Errno 27] File too large: '{save}/{file}'; make room on that disk, or lift the "
+        f"limit on the size of files; last checkpoint: {save}/checkpoint.pt; go on with: python {script} "
+        f"--resume {save}\n"
+    )
+    assert torch.load(folder / save / "checkpoint.pt", weights_only=True)["epoch"] == 1
+    log = (folder / save / "log.txt").read_text()
+    assert log.endswith("\n") and not list((folder / save).glob("*.tmp"))
+    assert sweep_kills.go_on(folder, COMMANDS[name], save) == []
+    assert sweep_kills.differences(folder / f"{name}-whole", folder / save) == []
