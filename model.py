@@ -18,7 +18,6 @@ import copy
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from genotypes import SPACES, operations
 
@@ -75,20 +74,19 @@ class GroupedNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g):
         x, weight, saved = ctx.saved_tensors
         n, eps = ctx.groups, ctx.eps
         g = g.contiguous(memory_format=torch.channels_last)
-        by_x, by_both = torch.empty_like(x), torch.empty_like(saved)
         rows = [None] * n if weight is None else weight.unbind(0)
-        chunks = [value.chunk(n) for value in (g, x, by_x)]
-        for dy, part, dx, w, (m, i), (dw, db) in zip(*chunks, rows, saved, by_both, strict=True):
-            torch.ops.aten.native_batch_norm_backward.out(
-                dy, part, w, None, None, m, i, True, eps, [True] * 3, out0=dx, out1=dw, out2=db
-            )
-        by_weight, by_bias = (by_both[:, k] if ctx.needs_input_grad[k + 1] else None for k in range(2))
-        return by_x, by_weight, by_bias, *[None] * 5
+        mask = [True, *ctx.needs_input_grad[1:3]]
+        each = [
+            torch.ops.aten.native_batch_norm_backward(dy, part, w, None, None, m, i, True, eps, mask)
+            for dy, part, w, (m, i) in zip(g.chunk(n), x.chunk(n), rows, saved, strict=True)
+        ]
+        by_x, *by_both = zip(*each, strict=True)
+        by_both = (torch.stack(by) if m else None for by, m in zip(by_both, mask[1:], strict=True))
+        return torch.cat(by_x), *by_both, *[None] * 5
 
 
 class ConvOp(nn.Module):

@@ -300,3 +300,9 @@ def test_groups_of_a_batch_norm(affine):
         pairs = zip(torch.autograd.grad(a, wanted, g), torch.autograd.grad(b, theirs, g), strict=True)
         assert all(torch.allclose(i, j, rtol=1e-10, atol=1e-12) for i, j in pairs)
         assert all(torch.allclose(i, j) for i, j in zip(together.buffers(), alone.buffers(), strict=True))
+
+        def both(*inputs, scale=scale):  # second derivatives, by everything
+            return together(inputs[0], 2, None if scale is None else inputs[1])
+
+        inputs = (x,) if scale is None else (x, scale)
+        assert torch.autograd.gradgradcheck(both, inputs)

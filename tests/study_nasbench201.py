@@ -1,0 +1,156 @@
+"""DARTS against NA-DARTS in the NAS-Bench-201 space: searches on images, accuracies from the table.
+
+    python tests/study_nasbench201.py RUNS --bench T.csv --data cifar10-10k [--setting healthy] [--jobs 2]
+    python tests/study_nasbench201.py RUNS --bench T.csv --report
+
+Runs the grid of METHODS, each with its number of seeds, as commands of search.py with a folder each under
+RUNS, and prints the table. Run again, it goes on where it stopped: what is finished is kept, what is not is
+resumed.
+--only picks methods by name; --seeds raises or lowers the number of seeds. Each job runs on one thread.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+IMAGES = "--space nasbench201 --dataset folder --image_size 16 --batch_size 64 --arch_learning_rate 3e-3"
+SETTINGS = {  # reduced settings: one in which DARTS does well, and one with a deeper and longer search
+    "healthy": f"{IMAGES} --init_channels 8 --layers 1 --epochs 15",
+    "deep": f"{IMAGES} --init_channels 8 --layers 3 --epochs 30",
+}
+NEAR = "--neighborhood 1 --agg mean --neighbors 8"
+METHODS = {  # flags, seeds
+    "DARTS": ("--neighborhood 0", 4),
+    "roll": (f"{NEAR} --perturb roll", 4),
+    "move": (f"{NEAR} --perturb move", 4),
+    "replace": (f"{NEAR} --perturb replace", 4),
+    "roll, radius 2": (f"{NEAR} --perturb roll --neighborhood 2", 2),
+    "roll, radius 3": (f"{NEAR} --perturb roll --neighborhood 3", 2),
+    "roll, logsumexp": (f"{NEAR} --perturb roll --agg logsumexp", 2),
+    "roll, 4 neighbors": (f"{NEAR} --perturb roll --neighbors 4", 2),
+    "roll, 16 neighbors": (f"{NEAR} --perturb roll --neighbors 16", 2),
+    "roll, weight step on the neighbors": (f"{NEAR} --perturb roll --weight_step neighbors", 2),
+}
+COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_test_200")
+# Two-sided 95 % quantiles of Student's t by degrees of freedom, for the paired differences
+T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
+
+
+def folder(args, method, seed):
+    name = method.replace(", ", "-").replace(" ", "_")
+    return os.path.join(args.runs, args.setting, f"{name}-seed{seed}")
+
+
+def rows(path):
+    """The rows of metrics.csv of a run, or none."""
+    try:
+        with open(os.path.join(path, "metrics.csv"), newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+
+
+def finished(path):
+    try:
+        with open(os.path.join(path, "args.json")) as file:
+            return len(rows(path)) == json.load(file)["epochs"]
+    except FileNotFoundError:
+        return False
+
+
+def search(args, method, seed):
+    """Run, or go on with, one search: its log goes to the run's own folder."""
+    path = folder(args, method, seed)
+    if finished(path):
+        return
+    command = [sys.executable, os.path.join(ROOT, "search.py")]
+    if os.path.exists(os.path.join(path, "checkpoint.pt")):
+        command += ["--resume", path]
+    else:
+        command += [*SETTINGS[args.setting].split(), *METHODS[method][0].split(), "--seed", str(seed)]
+        command += ["--data", args.data, "--bench", args.bench, "--save", path]
+    quiet = dict(stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, **quiet)
+    print(f"{method}, seed {seed}: {rows(path)[-1]['genotype']}", flush=True)
+
+
+def mean_sd(values):
+    sd = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{sd}"
+
+
+def report(args, grid):
+    """The table: accuracies of the last cell, paired differences from DARTS, skip connections."""
+    last = {}
+    for method, seed in grid:
+        path = folder(args, method, seed)
+        if finished(path):
+            last.setdefault(method, {})[seed] = rows(path)
+    print(f"\n{args.setting}: {SETTINGS[args.setting]}\n")
+    print("| method | seeds | CIFAR-10 | CIFAR-100 | ImageNet-16-120 | against DARTS | skip | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for method, runs in last.items():
+        cells = [mean_sd([float(run[-1][column]) for run in runs.values()]) for column in COLUMNS]
+        paired = [
+            float(run[-1][COLUMNS[1]]) - float(last["DARTS"][seed][-1][COLUMNS[1]])
+            for seed, run in runs.items()
+            if seed in last.get("DARTS", ())
+        ]
+        difference = ""
+        if method != "DARTS" and len(paired) > 1:
+            half = T95.get(len(paired) - 1, 1.96) * statistics.stdev(paired) / math.sqrt(len(paired))
+            difference = f"{statistics.mean(paired):+.2f} ({half:.2f})"
+        skips = statistics.mean(float(run[-1]["skip_connects"]) for run in runs.values())
+        seconds = statistics.median(float(row["seconds"]) for run in runs.values() for row in run)
+        print(
+            f"| {method} | {len(runs)} | {' | '.join(cells)} | {difference} | {skips:.1f} | {seconds:.0f} |"
+        )
+    print("\nCIFAR-100 by epoch (mean over seeds)")
+    for method, runs in last.items():
+        lengths = {len(run) for run in runs.values()}
+        values = [
+            statistics.mean(float(run[epoch][COLUMNS[1]]) for run in runs.values())
+            for epoch in range(min(lengths))
+        ]
+        print(f"{method}: {' '.join(f'{value:.1f}' for value in values)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", help="folder of the runs")
+    parser.add_argument("--bench", required=True, help="the NAS-Bench-201 table")
+    parser.add_argument("--data", help="image folder, see --dataset folder of search.py")
+    parser.add_argument("--setting", choices=SETTINGS, default="healthy", help="the reduced setting")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods to run")
+    parser.add_argument("--seeds", type=int, help="seeds of each, 0 to N - 1 (default: those of METHODS)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="searches side by side")
+    parser.add_argument(
+        "--report", action="store_true", help="print the table of what is finished, run nothing"
+    )
+    args = parser.parse_args()
+    most = max(seeds for _, seeds in METHODS.values())
+    grid = [  # seed by seed, so that what is finished early compares all methods
+        (method, seed)
+        for seed in range(args.seeds or most)
+        for method in args.only
+        if seed < (args.seeds or METHODS[method][1])
+    ]
+    if not args.report:
+        if not args.data:
+            parser.error("--data DIR is needed to search")
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda one: search(args, *one), grid))
+    report(args, grid)
+
+
+if __name__ == "__main__":
+    main()
