@@ -21,72 +21,90 @@ import torch.nn.functional as F
 
 from genotypes import SPACES, operations
 
+# Groups of a batch. A supernet runs n groups of images under weights of their own, in one pass. The images
+# of the groups then lie side by side in the channels: (B, C, H, W), one group after the other, becomes
+# (B/n, n C, H, W). What works channel by channel, batch norm included, keeps the groups apart by itself, in
+# as many calls as one group takes. The modules below see n from the number of channels.
+
+
+def side_by_side(x, n):
+    """n groups of a batch, one after the other, (B, C, H, W), to (B/n, n C, H, W)."""
+    if n == 1:
+        return x
+    B, C, H, W = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(n, B // n, H, W, C).permute(1, 2, 3, 0, 4)
+    return x.reshape(B // n, H, W, n * C).permute(0, 3, 1, 2)
+
+
+def one_after_the_other(x, n):
+    """The way back from `side_by_side`."""
+    if n == 1:
+        return x
+    b, C, H, W = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(b, H, W, n, C // n).permute(3, 0, 1, 2, 4)
+    return x.reshape(n * b, H, W, C // n).permute(0, 3, 1, 2)
+
+
+def cat_channels(tensors, n):
+    """Tensors (b, n C, H, W) concatenated along the channels of each group."""
+    if n == 1:
+        return torch.cat(tensors, 1)
+    b, _, H, W = tensors[0].shape
+    x = torch.cat([x.permute(0, 2, 3, 1).reshape(b, H, W, n, -1) for x in tensors], -1)
+    return x.flatten(3).permute(0, 3, 1, 2)
+
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm in which n equal groups of the batch have statistics of their own, times a factor for each
-    group.
+    """Batch norm, times a factor for each of the groups side by side.
 
-    forward(x, groups, scale): x (B, C, H, W), groups n, scale (n,) or None. In training mode this is n
-    separate passes, the updates of the running statistics included, whose outputs are multiplied by scale.
-    The factor is folded into the weight of the normalisation and costs nothing.
+    forward(x, scale): x (b, n C, H, W), scale (n,) or None. In training mode this is n separate passes, the
+    updates of the running statistics included, whose outputs are multiplied by scale. The factor is folded
+    into the weight of the normalisation and costs nothing.
     """
 
     def __init__(self, C, affine=True):
         super().__init__(C, affine=affine)
         self.num_batches_tracked = None  # read only where momentum is None
 
-    def forward(self, x, groups=1, scale=None):
-        weight, bias = self.weight, self.bias
+    def forward(self, x, scale=None):
+        n, C = x.shape[1] // self.num_features, self.num_features
+        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
+        if n > 1:
+            weight, bias = (None if value is None else value.repeat(n) for value in (weight, bias))
         if scale is not None:
             # repeat, not expand: the channels-last backward on CPU misreads a stride of 0 (torch 2.14).
-            scale = scale[:, None].repeat(1, x.shape[1])
+            scale = scale[:, None].repeat(1, C).flatten()
             weight = scale if weight is None else scale * weight
             bias = None if bias is None else scale * bias
-        elif groups > 1 and weight is not None:
-            weight, bias = weight.repeat(groups, 1), bias.repeat(groups, 1)
-        settings = self.running_mean, self.running_var, self.momentum, self.eps
-        if groups > 1 and self.training and not torch.compiler.is_compiling():
-            return GroupedNorm.apply(x, weight, bias, groups, *settings)
-        outputs = []
-        parts = x.chunk(groups) if groups > 1 else [x]  # the backward pass of chunk is a copy
-        for k, part in enumerate(parts):
-            w, b = (value if value is None or value.dim() == 1 else value[k] for value in (weight, bias))
-            statistics = self.running_mean, self.running_var
-            outputs.append(F.batch_norm(part, *statistics, w, b, self.training, self.momentum, self.eps))
-        return outputs[0] if groups == 1 else torch.cat(outputs)
+        if n == 1 or not self.training:
+            mean, var = (mean, var) if n == 1 else (mean.repeat(n), var.repeat(n))
+            return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        if self.momentum == 0:
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
+        with torch.no_grad():  # as n passes would update them, one after the other
+            new = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, (0, 2, 3))
+            for k in range(n):
+                for running, value in zip((var, mean), new, strict=True):
+                    running.lerp_(value.view(n, C)[k], self.momentum)
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
 
-class GroupedNorm(torch.autograd.Function):
-    """Batch norm in training mode of each of n equal groups of the batch alone, written to one tensor without
-    copies. weight, bias: (n, C) or None."""
+class Conv(nn.Conv2d):
+    """A convolution without bias, of each of the groups side by side."""
 
-    @staticmethod
-    def forward(ctx, x, weight, bias, groups, mean, var, momentum, eps):
-        full = torch.promote_types(x.dtype, torch.float32)  # of half-precision images too
-        y, saved = torch.empty_like(x), x.new_empty(groups, 2, x.shape[1], dtype=full)
-        rows = [[None] * groups if value is None else value.unbind(0) for value in (weight, bias)]
-        for part, out, w, b, (m, i) in zip(x.chunk(groups), y.chunk(groups), *rows, saved, strict=True):
-            torch.ops.aten.native_batch_norm.out(
-                part, w, b, mean, var, True, momentum, eps, out=out, save_mean=m, save_invstd=i
-            )
-        ctx.save_for_backward(x, weight, saved)
-        ctx.groups, ctx.eps = groups, eps
-        return y
+    def __init__(self, C_in, C_out, k, stride=1):
+        super().__init__(C_in, C_out, k, stride, padding=k // 2, bias=False)
 
-    @staticmethod
-    def backward(ctx, g):
-        x, weight, saved = ctx.saved_tensors
-        n, eps = ctx.groups, ctx.eps
-        g = g.contiguous(memory_format=torch.channels_last)
-        rows = [None] * n if weight is None else weight.unbind(0)
-        mask = [True, *ctx.needs_input_grad[1:3]]
-        each = [
-            torch.ops.aten.native_batch_norm_backward(dy, part, w, None, None, m, i, True, eps, mask)
-            for dy, part, w, (m, i) in zip(g.chunk(n), x.chunk(n), rows, saved, strict=True)
-        ]
-        by_x, *by_both = zip(*each, strict=True)
-        by_both = (torch.stack(by) if m else None for by, m in zip(by_both, mask[1:], strict=True))
-        return torch.cat(by_x), *by_both, *[None] * 5
+    def forward(self, x):
+        n = x.shape[1] // self.in_channels
+        if n == 1:
+            return super().forward(x)
+        if self.kernel_size != (1, 1) or self.stride != (1, 1):
+            return side_by_side(super().forward(one_after_the_other(x, n)), n)
+        b, C, H, W = x.shape  # pixels alone count: the same memory as wider images
+        x = x.permute(0, 2, 3, 1).reshape(b, H, W * n, C // n).permute(0, 3, 1, 2)
+        x = super().forward(x).permute(0, 2, 3, 1)
+        return x.reshape(b, H, W, -1).permute(0, 3, 1, 2)
 
 
 class ConvOp(nn.Module):
@@ -94,8 +112,7 @@ class ConvOp(nn.Module):
 
     prepare, finish: functions around it, or None. `finish(body(prepare(relu(x))))` is the whole operation, as
     forward(x) computes it. A supernet computes relu and prepare once for all operations that share an input,
-    and finish once for all whose outputs are added up. groups and scale of body are those of BatchNorm, the
-    scale for the last one.
+    and finish once for all whose outputs are added up. scale is that of the last BatchNorm.
     """
 
     def __init__(self, C, affine, *stages, prepare=None, finish=None):
@@ -104,15 +121,15 @@ class ConvOp(nn.Module):
         self.norms = nn.ModuleList(BatchNorm(C, affine) for _ in stages)
         self.prepare, self.finish = prepare, finish
 
-    def forward(self, x, groups=1):
+    def forward(self, x):
         x = F.relu(x)
-        y = self.body(self.prepare(x) if self.prepare else x, groups)
+        y = self.body(self.prepare(x) if self.prepare else x)
         return self.finish(y, x) if self.finish else y
 
-    def body(self, x, groups=1, scale=None):
+    def body(self, x, scale=None):
         last = len(self.convs) - 1
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x if i == 0 else F.relu(x)), groups, scale if i == last else None)
+            x = norm(conv(x if i == 0 else F.relu(x)), scale if i == last else None)
         return x
 
 
@@ -152,15 +169,18 @@ class WideFilters(torch.autograd.Function):
 
 
 class Depthwise(nn.Conv2d):
-    """A k x k depthwise convolution."""
+    """A k x k depthwise convolution, of each of the groups side by side."""
 
     def __init__(self, C, k, stride):
         super().__init__(C, C, k, stride, padding=k // 2, groups=C, bias=False)
 
-    def forward(self, x):
-        if x.device.type == "cpu" and self.kernel_size == (5, 5) and not torch.is_autocast_enabled("cpu"):
-            return WideFilters.apply(x, self.weight, self.stride[0])
-        return super().forward(x)
+    def forward(self, x, dilation=1):
+        n = x.shape[1] // self.in_channels
+        weight = self.weight if n == 1 else self.weight.repeat(n, 1, 1, 1)
+        fast = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if fast and dilation == 1 and self.kernel_size == (5, 5):
+            return WideFilters.apply(x, weight, self.stride[0])
+        return F.conv2d(x, weight, None, self.stride, dilation * self.padding[0], dilation, len(weight))
 
 
 class DilatedDepthwise(Depthwise):
@@ -173,10 +193,7 @@ class DilatedDepthwise(Depthwise):
     """
 
     def forward(self, parts):
-        x, dilation = parts
-        if dilation == 1:
-            return super().forward(x)
-        return F.conv2d(x, self.weight, None, 1, 2 * self.padding[0], 2, self.groups)
+        return super().forward(*parts)
 
 
 def phases(x):
@@ -222,12 +239,12 @@ class HalvingConv(nn.Module):
 
     def __init__(self, C_in, C_out):
         super().__init__()
-        self.even = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
-        self.odd = nn.Conv2d(C_in, C_out - C_out // 2, 1, bias=False)
+        self.even, self.odd = Conv(C_in, C_out // 2, 1), Conv(C_in, C_out - C_out // 2, 1)
 
     def forward(self, parts):
         even, odd = parts
-        return torch.cat([self.even(even), self.odd(odd)], dim=1)
+        n = even.shape[1] // self.even.in_channels
+        return cat_channels([self.even(even), self.odd(odd)], n)
 
 
 class Zero(nn.Module):
@@ -241,14 +258,9 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-def conv(C, k, stride=1):
-    """A k x k convolution, C channels to C."""
-    return nn.Conv2d(C, C, k, stride, padding=k // 2, bias=False)
-
-
 def relu_conv_bn(C_in, C_out, affine):
     """ReLU, 1 x 1 convolution, batch norm: what brings a cell's inputs to its number of channels."""
-    return ConvOp(C_out, affine, nn.Conv2d(C_in, C_out, 1, bias=False))
+    return ConvOp(C_out, affine, Conv(C_in, C_out, 1))
 
 
 def factorized_reduce(C_in, C_out, affine):
@@ -261,14 +273,14 @@ def sep_conv(C, k, stride, affine):
     return ConvOp(
         C,
         affine,
-        nn.Sequential(Depthwise(C, k, stride), conv(C, 1)),
-        nn.Sequential(Depthwise(C, k, 1), conv(C, 1)),
+        nn.Sequential(Depthwise(C, k, stride), Conv(C, C, 1)),
+        nn.Sequential(Depthwise(C, k, 1), Conv(C, C, 1)),
     )
 
 
 def dil_conv(C, k, stride, affine):
     """Depthwise separable convolution with dilation 2."""
-    stage = nn.Sequential(DilatedDepthwise(C, k, 1), conv(C, 1))
+    stage = nn.Sequential(DilatedDepthwise(C, k, 1), Conv(C, C, 1))
     around = (phases, from_phases) if stride == 1 else (even_pixels, None)
     return ConvOp(C, affine, stage, prepare=around[0], finish=around[1])
 
@@ -293,8 +305,8 @@ OPS = {
     "dil_conv_3x3": lambda C, stride, affine: dil_conv(C, 3, stride, affine),
     "dil_conv_5x5": lambda C, stride, affine: dil_conv(C, 5, stride, affine),
     "conv_7x1_1x7": conv_7x1_1x7,
-    "nor_conv_1x1": lambda C, stride, affine: ConvOp(C, affine, conv(C, 1, stride)),
-    "nor_conv_3x3": lambda C, stride, affine: ConvOp(C, affine, conv(C, 3, stride)),
+    "nor_conv_1x1": lambda C, stride, affine: ConvOp(C, affine, Conv(C, C, 1, stride)),
+    "nor_conv_3x3": lambda C, stride, affine: ConvOp(C, affine, Conv(C, C, 3, stride)),
 }
 
 
@@ -304,14 +316,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, C_in, C_out):
         super().__init__()
-        self.conv_a = ConvOp(C_out, True, nn.Conv2d(C_in, C_out, 3, 2, padding=1, bias=False))
-        self.conv_b = ConvOp(C_out, True, conv(C_out, 3))
+        self.conv_a = ConvOp(C_out, True, Conv(C_in, C_out, 3, 2))
+        self.conv_b = ConvOp(C_out, True, Conv(C_out, C_out, 3))
         self.shortcut = nn.Sequential(
-            nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), nn.Conv2d(C_in, C_out, 1, bias=False)
+            nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), Conv(C_in, C_out, 1)
         )
 
-    def forward(self, x, groups=1):
-        return self.conv_b(self.conv_a(x, groups), groups) + self.shortcut(x)
+    def forward(self, x):
+        return self.conv_b(self.conv_a(x)) + self.shortcut(x)
 
 
 # ------------------------------------------------------------------------------------------------------------

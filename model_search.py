@@ -4,13 +4,14 @@
 - p of shape (cells, E, O): one mixture for the whole batch, `model.mixture()` for the supernet's own;
 - p of shape (n, cells, E, O): the batch is cut into n equal groups, one after the other, and group k runs
   under p[k]. Each group has its own batch norm statistics, so one pass with n groups is n separate passes, at
-  the cost of one.
+  the cost of one: inside, the groups lie side by side in the channels, see model.py.
 
 The networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang; ICLR 2020).
-Four things are computed otherwise than there, with the same result: `none` costs nothing; what depends on an
+Five things are computed otherwise than there, with the same result: `none` costs nothing; what depends on an
 edge's source alone (ReLU, pooling and its batch norm, the identity) is computed once a source node, not once
-an edge; a mixture weight is folded into the batch norm that ends an operation; and a dilated convolution is
-computed as `DilatedDepthwise` says.
+an edge; the sums over those are taken in one pass, `WeightedSums`; a mixture weight is folded into the batch
+norm that ends an operation; and depthwise convolutions are computed as `DilatedDepthwise` and `WideFilters`
+say.
 """
 
 from contextlib import contextmanager
@@ -20,7 +21,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from genotypes import SPACES
-from model import OPS, BatchNorm, ConvOp, ResidualBlock, Zero, factorized_reduce, relu_conv_bn
+from model import (
+    OPS,
+    BatchNorm,
+    ConvOp,
+    ResidualBlock,
+    Zero,
+    cat_channels,
+    factorized_reduce,
+    relu_conv_bn,
+    side_by_side,
+)
 
 
 class NormalisedPool(nn.Module):
@@ -31,16 +42,16 @@ class NormalisedPool(nn.Module):
         self.pool = pool
         self.norm = BatchNorm(C, affine=False)
 
-    def forward(self, x, groups):
-        return self.norm(self.pool(x), groups)
+    def forward(self, x):
+        return self.norm(self.pool(x))
 
 
 class MixedCell(nn.Module):
     """The nodes of a cell whose edges mix all operations of the space.
 
     strides: a stride for each source node, that of the edges which leave it.
-    forward(states, w): states, the tensors (B, C, H, W) of the cell's input nodes; w (n, E, O), one mixture
-    for each of n groups of the batch. Returns the tensors of all nodes.
+    forward(states, w): states, the tensors (b, n C, H, W) of the cell's input nodes; w (n, E, O), one mixture
+    for each of n groups side by side. Returns the tensors of all nodes.
     """
 
     def __init__(self, space, C, strides):
@@ -68,7 +79,7 @@ class MixedCell(nn.Module):
             x = nodes[source]
             edges = [e for e, (s, _) in enumerate(self.edges) if s == source]
             # Operations without weights: one output for all edges that leave the source
-            outputs = [op(x, n) if isinstance(op, NormalisedPool) else op(x) for op in shared.values()]
+            outputs = [op(x) for op in shared.values()]
             weights = [mixture[e * ops + int(o)] for e in edges for o in shared]
             sums = WeightedSums.apply(torch.stack(weights).view(len(edges), -1, n), *outputs)
             # Convolutions: what they take, by how it is prepared, and what they add up to
@@ -79,7 +90,7 @@ class MixedCell(nn.Module):
                 for o, op in self.own[e].items():
                     if op.prepare not in prepared:
                         prepared[op.prepare] = op.prepare(relu)
-                    y = op.body(prepared[op.prepare], n, mixture[e * ops + int(o)])
+                    y = op.body(prepared[op.prepare], mixture[e * ops + int(o)])
                     parts[op.finish] = parts[op.finish].add_(y) if op.finish in parts else y
                 for finish, y in parts.items():
                     total = total.add_(finish(y, relu) if finish else y)
@@ -89,10 +100,10 @@ class MixedCell(nn.Module):
 
 
 class WeightedSums(torch.autograd.Function):
-    """Sums of the same K tensors under m sets of weights, one for each of n groups of the batch.
+    """Sums of the same K tensors under m sets of weights, one for each of n groups side by side.
 
-    weights (m, K, n); tensors of one shape (B, C, H, W), the batch cut into n equal groups. Returns m
-    tensors. One pass over memory for each weight; autograd of products and sums would take three.
+    weights (m, K, n); tensors of one shape (b, n C, H, W). Returns m tensors. One pass over memory for each
+    weight; autograd of products and sums would take three.
     """
 
     @staticmethod
@@ -105,8 +116,7 @@ class WeightedSums(torch.autograd.Function):
         weights, *tensors = ctx.saved_tensors
         by_weights, by_tensors = None, [None] * len(tensors)
         if ctx.needs_input_grad[0]:
-            n = weights.shape[2]
-            by_weights = [_grouped_dot(g, x, n) for g in gradients for x in tensors]
+            by_weights = [_dot(g, x, weights.shape[2]) for g in gradients for x in tensors]
             by_weights = torch.stack(by_weights).view(weights.shape)
         if any(ctx.needs_input_grad[1:]):
             by_tensors = [_weighted_sum(column, gradients) for column in weights.unbind(1)]
@@ -117,19 +127,19 @@ def _weighted_sum(weights, tensors):
     """Weights (K, n), K tensors: their sum."""
     K, n = weights.shape
     if n > 1:
-        weights = weights.repeat_interleave(len(tensors[0]) // n, 1)
-    weights = weights.view(K, -1, 1, 1, 1)
+        weights = weights.repeat_interleave(tensors[0].shape[1] // n, 1)
+    weights = weights.view(K, 1, -1, 1, 1)
     total = weights[0] * tensors[0]
     for weight, x in zip(weights[1:], tensors[1:], strict=True):
         total.addcmul_(weight, x)
     return total
 
 
-def _grouped_dot(x, y, n):
-    """The inner products (n,) of two tensors in each of n groups of the batch."""
+def _dot(x, y, n):
+    """The inner products (n,) of two tensors in each of n groups side by side."""
     if n == 1:  # one pass over memory
         return torch.dot(*(value.permute(0, 2, 3, 1).flatten() for value in (x, y)))
-    return (x * y).sum((1, 2, 3)).view(n, -1).sum(1)
+    return (x * y).sum((0, 2, 3)).view(n, -1).sum(1)
 
 
 class Supernet(nn.Module):
@@ -143,6 +153,15 @@ class Supernet(nn.Module):
     def mixture(self):
         """softmax(alpha): (cells, E, O)."""
         return self.alpha.softmax(-1)
+
+    def stemmed(self, x, n):
+        """The first convolution; from here on the n groups lie side by side in the channels."""
+        return side_by_side(self.stem(x.contiguous(memory_format=torch.channels_last)), n)
+
+    def classified(self, x, n):
+        """Logits of all images, one group after the other: the way back."""
+        x = x.mean((2, 3))
+        return self.classifier(x.view(len(x), n, -1).transpose(0, 1).flatten(0, 1))
 
     def arch_parameters(self):
         return [self.alpha]
@@ -162,8 +181,8 @@ class DartsCell(nn.Module):
         self.mixed = MixedCell(space, C, strides=(stride, stride, 1, 1, 1))
 
     def forward(self, s0, s1, p):  # p (n, cells, E, O)
-        inputs = [self.preprocess0(s0, len(p)), self.preprocess1(s1, len(p))]
-        return torch.cat(self.mixed(inputs, p[:, self.kind])[2:], dim=1)
+        inputs = [self.preprocess0(s0), self.preprocess1(s1)]
+        return cat_channels(self.mixed(inputs, p[:, self.kind])[2:], len(p))
 
 
 class DartsSupernet(Supernet):
@@ -188,10 +207,10 @@ class DartsSupernet(Supernet):
 
     def forward(self, x, p):
         p = p if p.dim() == 4 else p[None]
-        s0 = s1 = self.stem_norm(self.stem(x.contiguous(memory_format=torch.channels_last)), len(p))
+        s0 = s1 = self.stem_norm(self.stemmed(x, len(p)))
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, p)
-        return self.classifier(s1.mean((2, 3)))
+        return self.classified(s1, len(p))
 
 
 class NasBench201Supernet(Supernet):
@@ -212,12 +231,10 @@ class NasBench201Supernet(Supernet):
 
     def forward(self, x, p):
         p = p if p.dim() == 4 else p[None]
-        n = len(p)
-        x = self.stem_norm(self.stem(x.contiguous(memory_format=torch.channels_last)), n)
+        x = self.stem_norm(self.stemmed(x, len(p)))
         for block in self.blocks:
-            x = block(x, n) if isinstance(block, ResidualBlock) else block([x], p[:, 0])[-1]
-        x = F.relu(self.last_norm(x, n))
-        return self.classifier(x.mean((2, 3)))
+            x = block(x) if isinstance(block, ResidualBlock) else block([x], p[:, 0])[-1]
+        return self.classified(F.relu(self.last_norm(x)), len(p))
 
 
 SUPERNETS = {"darts": DartsSupernet, "nasbench201": NasBench201Supernet}

@@ -12,13 +12,18 @@ from genotypes import NAMED, SPACES, operations, random_architecture
 from model import (
     NETWORKS,
     BatchNorm,
+    Conv,
+    Depthwise,
     NetworkCIFAR,
     NetworkImageNet,
     NetworkNasBench201,
     WideFilters,
+    cat_channels,
     count_macs,
     from_phases,
+    one_after_the_other,
     phases,
+    side_by_side,
 )
 from model_search import WeightedSums
 
@@ -269,12 +274,37 @@ def test_phases_are_put_together_again(H, W):
         assert torch.equal(pictures[1], x[0, :, ::2, 1::2])
 
 
+def test_groups_side_by_side_and_back():
+    x = channels_last(6, 2, 3, 5)
+    for n in (1, 2, 3):
+        wide = side_by_side(x, n)
+        assert wide.shape == (6 // n, 2 * n, 3, 5)
+        assert torch.equal(one_after_the_other(wide, n), x)
+        for k, part in enumerate(x.chunk(n)):
+            assert torch.equal(wide[:, 2 * k : 2 * k + 2], part)
+        double = cat_channels([wide, 2 * wide], n)
+        assert torch.equal(one_after_the_other(double, n), torch.cat([x, 2 * x], 1))
+
+
+@pytest.mark.parametrize("k,stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_convolutions_of_groups(k, stride):
+    torch.manual_seed(0)
+    conv = Conv(4, 6, k, stride).double()
+    for H, W in SIDES:
+        x = channels_last(6, 4, H, W)
+        alone = conv(x)
+        assert torch.allclose(one_after_the_other(conv(side_by_side(x, 3)), 3), alone, rtol=1e-12, atol=1e-12)
+        depthwise = Depthwise(4, 3 if k == 1 else 5, stride).double()
+        got = one_after_the_other(depthwise(side_by_side(x, 3)), 3)
+        assert torch.allclose(got, depthwise(x), rtol=1e-12, atol=1e-12)
+
+
 def test_weighted_sums():
     torch.manual_seed(0)
     for n in (1, 2, 4):
         weights = torch.randn(3, 2, n, dtype=torch.float64, requires_grad=True)
-        tensors = [channels_last(4, 2, 3, 5) for _ in range(2)]
-        spread = weights.repeat_interleave(4 // n, 2)[..., None, None, None]
+        tensors = [channels_last(2, 2 * n, 3, 5) for _ in range(2)]
+        spread = weights.repeat_interleave(2, 2)[..., None, None]
         expected = [sum(w * x for w, x in zip(row, tensors, strict=True)) for row in spread]
         got = WeightedSums.apply(weights, *tensors)
         assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(got, expected, strict=True))
@@ -288,21 +318,18 @@ def test_groups_of_a_batch_norm(affine):
     torch.manual_seed(0)
     together, alone = BatchNorm(3, affine).double(), BatchNorm(3, affine).double()
     x = channels_last(6, 3, 4, 5)
-    for scale in (None, torch.rand(2, dtype=torch.float64, requires_grad=True)):
-        wanted = [x, *together.parameters(), *([] if scale is None else [scale])]
-        theirs = [x, *alone.parameters(), *([] if scale is None else [scale])]
-        a = together(x, 2, scale)
-        b = torch.cat(
-            [alone(part, 1, None if scale is None else scale[[k]]) for k, part in enumerate(x.chunk(2))]
-        )
-        assert torch.allclose(a, b, rtol=1e-12)
-        g = torch.randn_like(a).contiguous()  # a gradient in another memory layout
-        pairs = zip(torch.autograd.grad(a, wanted, g), torch.autograd.grad(b, theirs, g), strict=True)
-        assert all(torch.allclose(i, j, rtol=1e-10, atol=1e-12) for i, j in pairs)
-        assert all(torch.allclose(i, j) for i, j in zip(together.buffers(), alone.buffers(), strict=True))
-
-        def both(*inputs, scale=scale):  # second derivatives, by everything
-            return together(inputs[0], 2, None if scale is None else inputs[1])
-
-        inputs = (x,) if scale is None else (x, scale)
-        assert torch.autograd.gradgradcheck(both, inputs)
+    for training in (True, False):
+        together.train(training), alone.train(training)
+        for scale in (None, torch.rand(2, dtype=torch.float64, requires_grad=True)):
+            wanted = [x, *together.parameters(), *([] if scale is None else [scale])]
+            theirs = [x, *alone.parameters(), *([] if scale is None else [scale])]
+            a = one_after_the_other(together(side_by_side(x, 2), scale), 2)
+            b = torch.cat(
+                [alone(part, None if scale is None else scale[[k]]) for k, part in enumerate(x.chunk(2))]
+            )
+            assert torch.allclose(a, b, rtol=1e-12)
+            g = torch.randn_like(a).contiguous()  # a gradient in another memory layout
+            pairs = zip(torch.autograd.grad(a, wanted, g), torch.autograd.grad(b, theirs, g), strict=True)
+            assert all(torch.allclose(i, j, rtol=1e-10, atol=1e-12) for i, j in pairs)
+            assert all(torch.allclose(i, j) for i, j in zip(together.buffers(), alone.buffers(), strict=True))
+    assert together.running_mean.abs().min() > 0
