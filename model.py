@@ -85,7 +85,8 @@ class BatchNorm(nn.BatchNorm2d):
             new = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, (0, 2, 3))
             for k in range(n):
                 for running, value in zip((var, mean), new, strict=True):
-                    running.lerp_(value.view(n, C)[k], self.momentum)
+                    # .data, as in batch norm itself: a graph that holds them does not use their values.
+                    running.data.lerp_(value.view(n, C)[k], self.momentum)
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
 

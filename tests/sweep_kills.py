@@ -74,7 +74,7 @@ def read(path):
     if path.suffix == ".csv":
         with open(path, newline="") as file:
             return list(csv.DictReader(file))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
 
 
 def differences(whole, parts):
