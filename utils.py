@@ -10,6 +10,7 @@ import bz2
 import contextlib
 import csv
 import errno
+import functools
 import glob
 import io
 import itertools
@@ -355,9 +356,15 @@ def channel_statistics(images):
 def normalise(images, mean, std):
     """uint8 (B, H, W, 3) to normalised float (B, 3, H, W), channels last in memory."""
     B, H, W, _ = images.shape
-    # Whole rows, three channels a pixel: a loop over three numbers alone would be slow.
-    scale, shift = ((value.to(images.device)).repeat(W) for value in (1 / (255 * std), mean / std))
+    scale, shift = _scale_and_shift(tuple(mean.tolist()), tuple(std.tolist()), W, images.device)
     return (images.reshape(B, H, 3 * W) * scale).sub_(shift).view(B, H, W, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache
+def _scale_and_shift(mean, std, W, device):
+    """What normalises a row of W pixels: two tensors (3 W,), as a loop over three numbers would be slow."""
+    mean, std = torch.tensor(mean), torch.tensor(std)
+    return [value.repeat(W).to(device) for value in (1 / (255 * std), mean / std)]
 
 
 def augment(images, index, draws, mean, std, pad=4, cutout=0):
@@ -370,26 +377,39 @@ def augment(images, index, draws, mean, std, pad=4, cutout=0):
     """
     device, B = images.device, len(index)
     H, W = images.shape[1:3]
-    draws, index = draws.to(device), index.to(device)
-    batch = F.pad(images.index_select(0, index).view(B, H, 3 * W), (3 * pad, 3 * pad, pad, pad))
-    # Rows: one of 2 pad + 1 windows of each picture, whole rows of which are copied.
-    top = (draws[0] * (2 * pad + 1)).long()
-    batch = batch.unfold(1, H, 1).movedim(-1, 2)[torch.arange(B, device=device), top]
-    # Columns: shifted, or shifted and flipped.
-    columns = torch.arange(W, device=device)
-    columns = torch.where(draws[1, :, None] < 0.5, W - 1 - columns, columns)
-    columns = columns + (draws[2, :, None] * (2 * pad + 1)).long()
-    columns = (3 * columns[..., None] + torch.arange(3, device=device)).view(B, 1, 3 * W)
+    choices, rows, columns, *outside = _tables(B, H, W, pad, cutout, device)
+    top, unflipped, left, *center = (draws.to(device) * choices).long()
+    batch = F.pad(images.index_select(0, index.to(device)).view(B, H, 3 * W), (3 * pad, 3 * pad, pad, pad))
+    # Rows are copied whole; columns are shifted, or shifted and flipped.
+    rows = (rows + top[:, None]).view(-1)
+    batch = batch.view(-1, batch.shape[2]).index_select(0, rows).view(B, H, -1)
+    columns = columns.index_select(0, left.add(unflipped, alpha=2 * pad + 1))[:, None]
     batch = batch.gather(2, columns.expand(B, H, 3 * W)).view(B, H, W, 3)
     batch = normalise(batch, mean, std)
     if cutout:
-        outside = []  # 0 in the rows and columns of the hole, 1 elsewhere
-        for center, side in ((draws[3] * H, H), (draws[4] * W, W)):
-            line, center = torch.arange(side, device=device), center.long()[:, None]
-            outside.append(((line < center - cutout // 2) | (line >= center + cutout // 2)).float())
-        kept = torch.maximum(outside[0][:, :, None], outside[1].repeat_interleave(3, 1)[:, None])
-        batch.permute(0, 2, 3, 1).view(B, H, 3 * W).mul_(kept)
+        row, column = (table.index_select(0, at) for table, at in zip(outside, center, strict=True))
+        batch.permute(0, 2, 3, 1).view(B, H, 3 * W).mul_(torch.maximum(row[:, :, None], column[:, None]))
     return batch
+
+
+@functools.lru_cache
+def _tables(B, H, W, pad, cutout, device):
+    """What augment looks up: how many choices each draw has, (5, 1); where the rows of the uppermost crop of
+    each picture lie among all padded rows, (B, H); the columns of each crop, flipped ones first, three
+    numbers a pixel, (2 (2 pad + 1), 3 W); for a hole around each row and each column 0 in it and 1 elsewhere,
+    (H, H) and (W, 3 W)."""
+    crops = 2 * pad + 1
+    choices = torch.tensor([crops, 2, crops, H, W], dtype=torch.float)[:, None]
+    rows = (H + 2 * pad) * torch.arange(B)[:, None] + torch.arange(H)
+    columns = torch.arange(W)
+    columns = torch.stack([columns.flip(0), columns])[:, None] + torch.arange(crops)[:, None]
+    columns = (3 * columns[..., None] + torch.arange(3)).view(2 * crops, 3 * W)
+    outside = []
+    for side in (H, W):
+        line, center = torch.arange(side), torch.arange(side)[:, None]
+        outside.append(((line < center - cutout // 2) | (line >= center + cutout // 2)).float())
+    outside[1] = outside[1].repeat_interleave(3, 1)
+    return [table.to(device) for table in (choices, rows, columns, *outside)]
 
 
 class Batches:
