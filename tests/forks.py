@@ -114,6 +114,8 @@ def serve():
                 if not pid:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    # A shell has what it starts in the background ignore SIGINT, which would be inherited.
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
                     start(**job)
                 folders[pid] = job["folder"]
                 write(job["folder"], "pid", pid)
