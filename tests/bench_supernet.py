@@ -1,8 +1,9 @@
 """Speed and memory of the supernets against the plain ones of tests/plain.py, and what neighborhoods cost.
 
-    python tests/bench_supernet.py             everything but the tables: minutes
-    python tests/bench_supernet.py --tables    cost by number of neighbors, growth with the size of the job
-    python tests/bench_supernet.py --quick     a smoke test on tiny networks, whose numbers say nothing
+    python tests/bench_supernet.py                passes and steps, and their memory: minutes
+    python tests/bench_supernet.py --neighbors    cost by number of neighbors: takes 20 GB of memory
+    python tests/bench_supernet.py --growth       cost by the size of the job
+    python tests/bench_supernet.py --quick        a smoke test on tiny networks, whose numbers say nothing
 
 What is compared takes turns in one run; ratios are medians of the ratios of each turn. Images are random
 numbers, since only time is measured, and optimizers are left out, which are the same for all. The yardstick
@@ -217,8 +218,9 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--turns", type=int, default=5, help="measurements of each thing")
-    parser.add_argument("--tables", action="store_true", help="the tables instead")
-    parser.add_argument("--plot", help="a picture file of the cost by number of neighbors, with --tables")
+    parser.add_argument("--neighbors", action="store_true", help="cost by number of neighbors instead")
+    parser.add_argument("--plot", help="a picture file of that")
+    parser.add_argument("--growth", action="store_true", help="cost by the size of the job instead")
     parser.add_argument("--quick", action="store_true", help="tiny networks, one turn")
     parser.add_argument("--memory", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -227,12 +229,12 @@ def main():
     print(machine())
     turns, results = 1 if args.quick else args.turns, {}
     darts, nasbench201 = ((4, 3, 16, 8), (4, 1, 16, 8)) if args.quick else ((16, 8, 64, 32), (16, 5, 64, 32))
-    if args.quick or not args.tables:
+    if args.quick or not (args.neighbors or args.growth):
         compare("darts", darts, turns, results)
         compare("nasbench201", nasbench201, turns, results)
-    if args.quick or args.tables:
+    if args.quick or args.neighbors:
         neighbor_table(darts, turns, results, args.plot)
-    if args.tables and not args.quick:
+    if args.growth and not args.quick:
         growth_table(turns)
     for name, text in results.items():
         print(f"RESULT {name} {text}")
