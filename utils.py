@@ -509,6 +509,12 @@ class ImageFiles(torch.utils.data.Dataset):
                 ) from None
 
 
+def _quiet(worker):
+    """For processes that read: their errors travel with the data, and what a thread of theirs would print as
+    they end with a run that is stopped says nothing."""
+    sys.excepthook = lambda *error: None
+
+
 def _read(loader, device, normalisation):
     """Batches (x, y) of a DataLoader over ImageFiles, on the device and normalised."""
     batches = iter(loader)
@@ -535,7 +541,7 @@ class FileBatches:
         # The loader wants a generator of its own, or it would draw from the global one.
         self.loader = torch.utils.data.DataLoader(
             files, batch_sampler=self, num_workers=workers, pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0, generator=torch.Generator(),
+            persistent_workers=workers > 0, generator=torch.Generator(), worker_init_fn=_quiet,
         )  # fmt: skip
 
     def __len__(self):
@@ -576,7 +582,7 @@ class FilesInOrder:
         items = [(i, 0) for i in index.tolist()]
         self.loader = torch.utils.data.DataLoader(
             files, batch_size, sampler=items, num_workers=workers, pin_memory=device.type == "cuda",
-            generator=torch.Generator(),
+            generator=torch.Generator(), worker_init_fn=_quiet,
         )  # fmt: skip
 
     def __iter__(self):
