@@ -76,18 +76,21 @@ class BatchNorm(nn.BatchNorm2d):
             scale = scale[:, None].repeat(1, C).flatten()
             weight = scale if weight is None else scale * weight
             bias = None if bias is None else scale * bias
-        if n == 1 or not self.training:
-            mean, var = (mean, var) if n == 1 else (mean.repeat(n), var.repeat(n))
-            return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
-        if self.momentum == 0:
-            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
-        with torch.no_grad():  # as n passes would update them, one after the other
-            new = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, (0, 2, 3))
-            for k in range(n):
-                for running, value in zip((var, mean), new, strict=True):
-                    # .data, as in batch norm itself: a graph that holds them does not use their values.
-                    running.data.lerp_(value.view(n, C)[k], self.momentum)
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
+        if n > 1 and self.training:
+            if self.momentum:
+                self.update_running(x.detach(), n)
+            mean = var = None
+        elif n > 1:
+            mean, var = mean.repeat(n), var.repeat(n)
+        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+
+    def update_running(self, x, n):
+        """Update the running statistics as n passes would, one after the other."""
+        new = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3))
+        for running, values in zip((self.running_var, self.running_mean), new, strict=True):
+            for value in values.view(n, -1):
+                # .data, as in batch norm itself: a graph that holds them does not use their values.
+                running.data.lerp_(value, self.momentum)
 
 
 class Conv(nn.Conv2d):

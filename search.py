@@ -37,6 +37,7 @@ leaves the running statistics of batch norm alone, which only evaluation reads; 
 not scale the optimizer's momentum in passing.
 """
 
+import functools
 import math
 import os
 import statistics
@@ -45,7 +46,6 @@ import zlib
 from argparse import BooleanOptionalAction, Namespace
 from contextlib import nullcontext, suppress
 from datetime import timedelta
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -243,9 +243,14 @@ def check_args(parser, args):
             parser.error(f"{what} searches on a table: give --bench FILE --space nasbench201{also}")
         if args.resume:
             parser.error(f"{what} on a table takes seconds and is not resumed: run it anew")
-    if args.algo == "rs":
+    if args.algo != "darts":
         ball = args.neighbors or ball_size(edges, len(discrete_ops(space)), args.neighborhood)
-        if args.budget and args.budget < ball:
+        if ball > 1_000_000:
+            parser.error(
+                f"--neighborhood {args.neighborhood} has {ball:,} members in the space {args.space}: sample "
+                "some with --neighbors, or choose a smaller radius"
+            )
+        if args.algo == "rs" and args.budget and args.budget < ball:
             parser.error(
                 f"--budget {args.budget} does not cover a neighborhood of {ball}: raise it, or sample fewer "
                 "--neighbors"
@@ -373,6 +378,12 @@ def edge_count(space):
     return len(operations(random_architecture(space, torch.Generator())))
 
 
+@functools.cache
+def whole_neighborhood(E, O, radius):  # noqa: E741
+    """Every member of a ball as lists of shifts, made once for all repeats of a search."""
+    return ball_shifts(E, O, radius).tolist()
+
+
 def sample(args, f, rng, wave=1):
     """One repeat of RS, NA-RS, LS or NA-LS on the evaluator f: the architecture, a tuple as to_indices has
     it, its score, and how many evaluations were paid. wave: centers that NA-RS has evaluated at once."""
@@ -380,7 +391,6 @@ def sample(args, f, rng, wave=1):
     E, O = edge_count(space), len(discrete_ops(space))  # noqa: E741
     # LS moves to neighbors with radius 0 too.
     radius = max(1, args.neighborhood) if args.algo == "ls" else args.neighborhood
-    whole = None if args.neighbors and radius else ball_shifts(E, O, radius).tolist()
 
     def draw():
         if space.name == "darts":
@@ -388,7 +398,10 @@ def sample(args, f, rng, wave=1):
         return tuple(torch.randint(O, (E,), generator=rng).tolist())
 
     def neighborhood(arch):
-        shifts = whole or sample_shifts(E, O, radius, args.neighbors, rng).tolist()
+        if args.neighbors and radius:
+            shifts = sample_shifts(E, O, radius, args.neighbors, rng).tolist()
+        else:
+            shifts = whole_neighborhood(E, O, radius)
         return discrete_neighbors(arch, shifts, O)
 
     evaluations = Evaluations(f, args.budget)
@@ -478,7 +491,9 @@ def search_trained(args):
     args.save = train.from_the_first(args.save, world)
     path = os.path.join(args.save, "evaluations.csv")
     if args.resume:
-        saved = utils.saved_args(args.resume, utils.Parser(""), ())
+        saved = utils.saved_args(
+            args.resume, utils.Parser(""), ()
+        )  # all of them; parse_args has checked them
         utils.check_same_run(args, {"args": saved, "epoch": 0}, EVAL_MAY_DIFFER)
         known = utils.read_evaluations(path, column, space)
     else:
@@ -668,24 +683,21 @@ def report_search(folder, args, method, arch, rows, model, arch_set, normalisati
     """The end of a gradient search: its cell as a picture, where matplotlib is installed, and result.json
     with the architecture, the last epoch's metrics, and how sharp its surroundings are (or None). arch_set:
     images, labels, and the index of the half that alpha was trained on."""
-    import visualize  # here, since it imports this file
-
-    try:
-        visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
-    except ImportError as error:
-        folder.log(f"no cell.png: {error}")
     sharpness = None
-    if args.sharpness_images:
-        drawn = visualize.loss_batches(
-            *arch_set, args.sharpness_images, args.batch_size, args.seed, normalisation
-        )
-        try:
+    try:
+        import visualize  # here, since it imports this file, which does without it
+
+        if args.sharpness_images:
+            drawn = visualize.loss_batches(
+                *arch_set, args.sharpness_images, args.batch_size, args.seed, normalisation
+            )
             sharpness = visualize.sharpness(model, drawn, args.perturb)
             folder.log(visualize.sharpness_text(sharpness))
-        except torch.cuda.OutOfMemoryError:  # the Hessian takes a few times the memory of a step
-            folder.log(
-                f"no sharpness, out of memory: python visualize.py sharpness {folder.path} --images 16"
-            )
+        visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
+    except torch.cuda.OutOfMemoryError:  # the Hessian takes a few times the memory of a step
+        folder.log(f"no sharpness, out of memory: python visualize.py sharpness {folder.path} --images 16")
+    except ImportError as error:
+        folder.log(f"no cell.png: {error}")
     result = {"algo": method, "arch": format_architecture(arch), "metrics": rows[-1], "sharpness": sharpness}
     folder.write_json("result.json", result)
 
@@ -731,7 +743,9 @@ def main(args):
 
     # Precision and compilation are decided here once.
     net = torch.compile(model) if args.compile else model
-    autocast = partial(torch.autocast, device.type, torch.bfloat16) if args.amp == "bf16" else nullcontext
+    autocast = (
+        functools.partial(torch.autocast, device.type, torch.bfloat16) if args.amp == "bf16" else nullcontext
+    )
 
     # The run folder, and what a checkpoint holds besides its epoch
     method = method_name(args) + (", second order" if args.unrolled else "")

@@ -20,10 +20,11 @@ TINY = (
 )
 
 
-def refused(capsys, *flags):
-    """Run the script's own entry in this process; return its one line of error."""
+def refused(capsys, *flags, script=search):
+    """Run a script's own entry in this process; return its one line of error."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        utils.run(search.main, search.parse_args([str(flag) for flag in flags]))
+        utils.run(script.main, script.parse_args([str(flag) for flag in flags]))
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "error: " in error and len(error) < 600

@@ -176,9 +176,16 @@ def test_a_larger_budget_goes_on(tmp_path):
 
 
 SHARED = """
+import os
 import search, utils
 draw = utils.draw_shapes
 utils.draw_shapes = lambda n, size, seed: draw(n // 4, size, seed)
+trained = search.trained_accuracy
+def noted(*args):
+    with open("who", "a") as file:
+        file.write(os.environ["RANK"] + "\\n")
+    return trained(*args)
+search.trained_accuracy = noted
 utils.run(search.main, search.parse_args())
 """
 
@@ -191,6 +198,8 @@ def test_processes_share_the_work(tmp_path):
     assert done.returncode == 0, done.stderr
     theirs, their_result = outcome(tmp_path / "together")
     assert sorted(theirs) == sorted(rows) and their_result == result
+    who = (tmp_path / "who").read_text().split()
+    assert len(who) == len(rows) and abs(who.count("0") - who.count("1")) <= 1
     log = (tmp_path / "together" / "log.txt").read_text()
     assert all(log.count(f"{arch}: ") == 1 for arch, _ in rows) and "2 x cpu" in log
     refusal = torchrun(tmp_path, "shared.py", "--quick")
@@ -224,6 +233,7 @@ FLAGS = [
     (f"{NB201} --budget 2", "does not cover a neighborhood of 3"),
     (f"{NB201} --init_channels 1", "--init_channels 1 is out of range: it lies between 2"),
     (f"{DARTS} --neighborhood 17", "between 0 and 16"),
+    (f"{DARTS} --neighborhood 5 --neighbors 0", "has 39,000,529 members in the space darts"),
     (f"{DARTS} --budget 96 --neighbors 0 --samples 1", "does not cover a neighborhood of 97"),
     (f"{NB201} --batch_size 700", "625 training images do not fill a batch of 700"),
     ("--algo rs --space darts", "--bench FILE --space nasbench201, or --eval train"),

@@ -9,6 +9,7 @@ import os
 import pytest
 import study_flatness
 import torch
+from test_bad_input import refused
 from test_table import data
 
 import search
@@ -268,15 +269,6 @@ def test_fast_random_search_equals_the_plain_one(table, tmp_path, radius, agg):
         assert best(scores) == tuple(ops)
         assert float(row["score"]) == pytest.approx(scores[best(scores)])
         assert int(row["evaluations"]) == len(evaluations.known)
-
-
-def refused(capsys, *flags):
-    with pytest.raises(SystemExit) as stop:
-        utils.run(search.main, search.parse_args([str(flag) for flag in flags]))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "error: " in error
-    return error
 
 
 FLAGS = [

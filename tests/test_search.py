@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain import PLAIN, copy_weights
+from sweep_kills import same
 
 import search
 import utils
@@ -143,17 +144,6 @@ def outcome(folder):
             {name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)
         ]
     return checkpoint, rows
-
-
-def same(a, b):
-    """Equality to the bit of nested dicts, lists and tensors."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(i, j) for i, j in zip(a, b, strict=True))
-    return a == b
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Training: recipes, resuming, the protocol, several processes, bad input."""
 
+import functools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import test_bad_input
 import test_search
 import torch
 import torch.nn.functional as F
@@ -531,14 +533,7 @@ def test_broken_image_is_named(image_folder, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------------
 
 
-def refused(capsys, *flags):
-    """Run the script's own entry in this process; return its one line of error."""
-    with pytest.raises(SystemExit) as stop:
-        utils.run(train.main, train.parse_args([str(flag) for flag in flags]))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "error: " in error
-    return error
+refused = functools.partial(test_bad_input.refused, script=train)
 
 
 FLAGS = [

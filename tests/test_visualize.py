@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import functools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import test_bad_input
 import torch
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -475,6 +477,14 @@ def test_a_search_does_without_matplotlib(tmp_path, monkeypatch, capsys):
     assert "pictures need matplotlib" in refused(capsys, "cell", STRING, "--out", tmp_path / "cell.png")
 
 
+def test_a_search_does_without_this_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "visualize", None)
+    flags = [*TINY.split(), "--epochs", "1", "--save", str(tmp_path / "run")]
+    search.main(search.parse_args(flags))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["sharpness"] is None and result["metrics"]["epoch"] == 1
+
+
 def test_sharpness_is_measured_again_on_a_finished_search(runs, tmp_path):
     """Resuming what is done writes the same result, with a model that measuring has not changed."""
     before = {name: (runs / "na-0" / name).read_bytes() for name in ("result.json", "checkpoint.pt")}
@@ -482,15 +492,7 @@ def test_sharpness_is_measured_again_on_a_finished_search(runs, tmp_path):
     assert before == {name: (runs / "na-0" / name).read_bytes() for name in before}
 
 
-def refused(capsys, *words):
-    """Run the script's own entry in this process; return its one line of error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        utils.run(visualize.main, visualize.parse_args([str(word) for word in words]))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "error: " in error and len(error) < 600
-    return error
+refused = functools.partial(test_bad_input.refused, script=visualize)
 
 
 BAD = [
