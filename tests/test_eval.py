@@ -98,6 +98,8 @@ def test_an_evaluation_is_a_training_of_train_py(tmp_path, flags):
     with open(tmp_path / "train" / "metrics.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     assert float(last["valid_top1"]) == float(accuracy)
+    log = (tmp_path / "search" / "log.txt").read_text()
+    assert f"{arch}: {float(accuracy):.2f} %, training loss {float(last['train_loss']):.4f}, " in log
     # The folder is what train.py --arch takes.
     assert parse_architecture(str(tmp_path / "search")) == parse_architecture(result["arch"])
 
