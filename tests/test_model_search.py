@@ -68,10 +68,13 @@ def test_float32_is_close_too(space, C, layers, size):
     plain = copy_weights(model, PLAIN[space](C, layers, 10))
     x, y = images(16, size, torch.float32)
     p = model.mixture()
-    a, b = (
-        torch.autograd.grad(F.cross_entropy(net(x, p), y), p, retain_graph=True)[0] for net in (model, plain)
-    )
-    assert (a - b).norm() < 1e-4 * b.norm()
+    results = []
+    for net, weights in ((model, model.weight_parameters()), (plain, list(plain.parameters()))):
+        logits = net(x, p)
+        by_p, *by_weights = torch.autograd.grad(F.cross_entropy(logits, y), [p, *weights], retain_graph=True)
+        results.append([logits, by_p, torch.cat([gradient.flatten() for gradient in by_weights])])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() < 1e-4 * b.norm()
 
 
 @pytest.mark.parametrize("training", [True, False])
