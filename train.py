@@ -173,6 +173,10 @@ def join_processes(device, timeout=None):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     device = utils.device_of(device)
     if world > 1:
+        # Loaded later (by the first optimizer), its functions would keep the group as a default, and the
+        # group's threads would outlive destroy_process_group: a process could abort as it ends.
+        from torch.distributed.nn import functional  # noqa: F401
+
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)

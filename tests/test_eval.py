@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from test_bad_input import refused
-from test_train import ROOT, torchrun
+from test_train import PARTED, ROOT, torchrun
 
 import search
 import train
@@ -193,7 +193,7 @@ utils.run(search.main, search.parse_args())
 
 
 def test_processes_share_the_work(tmp_path):
-    (tmp_path / "shared.py").write_text(SHARED)
+    (tmp_path / "shared.py").write_text(SHARED + PARTED)
     flags = NB201.replace("--neighbors 3", "--neighborhood 0")  # a center alone: waves keep both busy
     rows, result = run(tmp_path / "alone", flags)
     done = torchrun(tmp_path, "shared.py", *flags.split(), "--save", tmp_path / "together")
