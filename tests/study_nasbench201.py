@@ -86,8 +86,26 @@ def mean_sd(values):
     return f"{statistics.mean(values):.2f}{sd}"
 
 
+def result(path):
+    with open(os.path.join(path, "result.json")) as file:
+        return json.load(file)
+
+
+def paired(runs, other):
+    """Mean difference of CIFAR-100 accuracy over the seeds that both have, its 95 % interval, in points."""
+    pairs = [
+        float(runs[seed][-1][COLUMNS[1]]) - float(other[seed][-1][COLUMNS[1]])
+        for seed in runs
+        if seed in other
+    ]
+    if len(pairs) < 2:
+        return ""
+    half = T95.get(len(pairs) - 1, 1.96) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+    return f"{statistics.mean(pairs):+.2f} ({half:.2f})"
+
+
 def report(args, grid):
-    """The table: accuracies of the last cell, paired differences from DARTS, skip connections."""
+    """The tables: accuracies of the last cell, differences from DARTS; sharpness; accuracy by epoch."""
     last = {}
     for method, seed in grid:
         path = folder(args, method, seed)
@@ -98,28 +116,27 @@ def report(args, grid):
     print("|---|---|---|---|---|---|---|---|")
     for method, runs in last.items():
         cells = [mean_sd([float(run[-1][column]) for run in runs.values()]) for column in COLUMNS]
-        paired = [
-            float(run[-1][COLUMNS[1]]) - float(last["DARTS"][seed][-1][COLUMNS[1]])
-            for seed, run in runs.items()
-            if seed in last.get("DARTS", ())
-        ]
-        difference = ""
-        if method != "DARTS" and len(paired) > 1:
-            half = T95.get(len(paired) - 1, 1.96) * statistics.stdev(paired) / math.sqrt(len(paired))
-            difference = f"{statistics.mean(paired):+.2f} ({half:.2f})"
+        cells.append(paired(runs, last.get("DARTS", {})) if method != "DARTS" else "")
         skips = statistics.mean(float(run[-1]["skip_connects"]) for run in runs.values())
         seconds = statistics.median(float(row["seconds"]) for run in runs.values() for row in run)
-        print(
-            f"| {method} | {len(runs)} | {' | '.join(cells)} | {difference} | {skips:.1f} | {seconds:.0f} |"
-        )
-    print("\nCIFAR-100 by epoch (mean over seeds)")
+        print(f"| {method} | {len(runs)} | {' | '.join(cells)} | {skips:.1f} | {seconds:.0f} |")
+    print("\nLosses of the supernet in the end: at the center, and over radius 1 less that\n")
+    print("| method | center | mean | largest | spread | Hessian eigenvalue |")
+    print("|---|---|---|---|---|---|")
     for method, runs in last.items():
-        lengths = {len(run) for run in runs.values()}
-        values = [
-            statistics.mean(float(run[epoch][COLUMNS[1]]) for run in runs.values())
-            for epoch in range(min(lengths))
+        sharp = [result(folder(args, method, seed))["sharpness"] for seed in runs]
+        columns = [
+            [one["center_loss"] for one in sharp],
+            [one["mean_loss"] - one["center_loss"] for one in sharp],
+            [one["max_loss"] - one["center_loss"] for one in sharp],
+            [one["loss_std"] for one in sharp],
+            [one["hessian_eigenvalue"] for one in sharp],
         ]
-        print(f"{method}: {' '.join(f'{value:.1f}' for value in values)}")
+        print(f"| {method} | {' | '.join(f'{statistics.mean(column):.3f}' for column in columns)} |")
+    print("\nCIFAR-100 by epoch")
+    for method, runs in last.items():
+        epochs = zip(*([float(row[COLUMNS[1]]) for row in run] for run in runs.values()), strict=True)
+        print(f"{method}: {', '.join(mean_sd(values) for values in epochs)}")
 
 
 def main():
