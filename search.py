@@ -232,6 +232,19 @@ def check_args(parser, args):
         parser.error("--eval trains what --algo rs and ls draw: give one of them")
     if args.eval and args.bench:
         parser.error("--eval train and --bench are two ways to an error: leave one of them out")
+    read_by = {
+        "neighbor_batch weight_step unrolled epochs amp compile": args.algo == "darts" and not args.exact,
+        "perturb arch_learning_rate arch_weight_decay": args.algo == "darts",
+        "alpha_scale steps": args.exact,
+        "eval_epochs": args.eval,
+        "samples budget": args.algo != "darts",
+        "starts ls_score": args.algo == "ls",
+    }
+    for names, read in read_by.items():
+        for name in names.split():
+            if not read and getattr(args, name) != parser.get_default(name):
+                way = "--exact" if args.exact else "--eval train" if args.eval else f"--algo {args.algo}"
+                parser.error(f"--{name} has no meaning with {way}: leave it out")
     if args.compile and args.unrolled:
         parser.error("--compile does not go with --unrolled: leave one of them out")
     if train.processes()[1] > 1 and not args.eval:
@@ -255,12 +268,8 @@ def check_args(parser, args):
                 f"--budget {args.budget} does not cover a neighborhood of {ball}: raise it, or sample fewer "
                 "--neighbors"
             )
-    if args.algo == "darts":
-        for name in ("samples", "budget", "starts"):
-            if getattr(args, name) is not None:
-                parser.error(f"--{name} is a flag of --algo rs and ls")
-        if args.repeats > 1 and not args.exact:
-            parser.error("--repeats is a flag of --algo rs, ls and --exact: give other seeds instead")
+    if args.algo == "darts" and args.repeats > 1 and not args.exact:
+        parser.error("--repeats is a flag of --algo rs, ls and --exact: give other seeds instead")
     if table_alone or args.eval:
         return
     cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"

@@ -335,7 +335,7 @@ add("search.py --neighbors 7", "cannot be cut into 7 equal groups", "choose a nu
 add("search.py --bench good.csv", "--bench holds NAS-Bench-201", "give --space nasbench201")
 add("search.py --algo rs", "searches on a table", "give --bench FILE")
 add("search.py --exact --algo rs", "--exact is gradient search", "leave --algo rs out")
-add("search.py --samples 5", "--samples is a flag of --algo rs and ls", "rs and ls")
+add("search.py --samples 5", "--samples has no meaning with --algo darts", "leave it out")
 add("search.py --repeats 5", "--repeats is a flag of", "give other seeds instead")
 add("search.py --eval train", "--eval trains what --algo rs and ls draw", "give one of them")
 add("search.py --algo rs --eval test", "--eval: invalid choice: 'test'", "choose from")
