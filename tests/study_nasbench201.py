@@ -37,7 +37,22 @@ METHODS = {  # flags, seeds
     "roll, 4 neighbors": (f"{NEAR} --perturb roll --neighbors 4", 2),
     "roll, 16 neighbors": (f"{NEAR} --perturb roll --neighbors 16", 2),
     "roll, weight step on the neighbors": (f"{NEAR} --perturb roll --weight_step neighbors", 2),
+    "roll, radius 3, 16 neighbors": (f"{NEAR} --perturb roll --neighborhood 3 --neighbors 16", 2),
+    "roll, radius 3, weight step on the neighbors": (
+        f"{NEAR} --perturb roll --neighborhood 3 --weight_step neighbors",
+        2,
+    ),
+    "DARTS, batch norm in 16 groups": ("--neighborhood 1 --neighbors 16 --perturb stay", 2),
+    "DARTS, a third of the architecture learning rate": ("--neighborhood 0 --arch_learning_rate 1e-3", 2),
 }
+# search.py with one perturbation more, a control: groups as neighbors have them, each at the center itself
+PROGRAM = f"""
+import runpy, sys
+sys.path.insert(0, {ROOT!r})
+import neighborhood
+neighborhood.PERTURB["stay"] = lambda p, s: p
+runpy.run_path({os.path.join(ROOT, "search.py")!r}, run_name="__main__")
+"""
 COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_test_200")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom, for the paired differences
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
@@ -70,7 +85,7 @@ def search(args, method, seed):
     path = folder(args, method, seed)
     if finished(path):
         return
-    command = [sys.executable, os.path.join(ROOT, "search.py")]
+    command = [sys.executable, "-c", PROGRAM]
     if os.path.exists(os.path.join(path, "checkpoint.pt")):
         command += ["--resume", path]
     else:
