@@ -5,9 +5,12 @@ import csv
 import itertools
 import json
 import os
+import statistics
+import sys
 
 import pytest
 import study_flatness
+import study_nasbench201
 import torch
 from test_bad_input import refused
 from test_table import data
@@ -484,3 +487,36 @@ def test_the_flatness_study_on_a_table_with_a_known_answer(tmp_path, capsys):
         assert [row["bin"] for row in csv.DictReader(file)] == ["80", "80.5", "81", "81.5", "all"]
     with pytest.raises(utils.BadInput, match="no bin has enough"):
         study_flatness.main(study_flatness.parse_args([*flags, "--lowest", "95"]))
+
+
+def test_the_study_of_searches_goes_on_and_compares_by_seed(table, tmp_path, capsys, monkeypatch):
+    """Two methods and two seeds; the control sees no other mixture than DARTS does, only other groups."""
+    tiny = "--space nasbench201 --dataset shapes --image_size 8 --init_channels 2 --layers 1 --batch_size 480"
+    monkeypatch.setitem(study_nasbench201.SETTINGS, "healthy", f"{tiny} --epochs 1 --sharpness_images 16")
+    monkeypatch.setattr(study_nasbench201, "COLUMNS", ("cifar10_valid_200", "cifar100_test_200"))
+    flags = [str(tmp_path), "--bench", str(table), "--only", "DARTS", "DARTS, batch norm in 16 groups"]
+    monkeypatch.setattr(sys, "argv", ["study_nasbench201.py", *flags, "--data", "unused", "--seeds", "2"])
+    study_nasbench201.main()
+    first = capsys.readouterr().out
+    assert first.count(", seed ") == 4
+    runs = {
+        name: [
+            json.loads((tmp_path / "healthy" / f"{name}-seed{seed}" / "result.json").read_text())
+            for seed in (0, 1)
+        ]
+        for name in ("DARTS", "DARTS-batch_norm_in_16_groups")
+    }
+    values = {name: [run["metrics"]["cifar100_test_200"] for run in both] for name, both in runs.items()}
+    (a, b), (c, d) = values["DARTS"], values["DARTS-batch_norm_in_16_groups"]
+    mean, half = (c - a + d - b) / 2, 12.71 * abs((c - a) - (d - b)) / 2  # of two: their spread over sqrt(2)
+    assert f"| {mean:+.2f} ({half:.2f}) |" in first
+    for both in runs.values():
+        eigenvalue = statistics.mean(run["sharpness"]["hessian_eigenvalue"] for run in both)
+        assert f" {eigenvalue:.3f} |" in first
+    assert [run["sharpness"]["loss_std"] for run in runs["DARTS-batch_norm_in_16_groups"]] == [0, 0]
+    (tmp_path / "healthy" / "DARTS-seed1" / "metrics.csv").write_text("epoch\n")  # as if it had been killed
+    study_nasbench201.main()
+    again = capsys.readouterr().out
+    assert (
+        again.count(", seed ") == 1 and again[again.index("\nhealthy") :] == first[first.index("\nhealthy") :]
+    )
