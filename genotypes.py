@@ -137,8 +137,8 @@ AmoebaNet = Genotype(
 )  # fmt: skip
 
 # PROVISIONAL: found by this project's code in a reduced search, and not the cell of the paper's authors.
-#   python search.py --neighborhood 1 --agg mean --dataset folder --data cifar10-10k --image_size 16
-#       --init_channels 8 --layers 5 --epochs 15 --arch_learning_rate 1e-3 --seed 2
+#   python search.py --neighborhood 1 --agg mean --neighbors 8 --dataset folder --data cifar10-10k
+#       --image_size 16 --init_channels 8 --layers 5 --epochs 15 --arch_learning_rate 1e-3 --seed 2
 # on 10,000 CIFAR-10 training images (the first 1,000 of each class, 16 x 16 pixels), on one CPU thread. One
 # seed; the supernet's accuracy on the architecture half was 54.58 %.
 NA_DARTS = Genotype(

@@ -104,8 +104,8 @@ def parse_args(argv=None):
         help="gradient, random or local search; neighborhood-aware unless --neighborhood is 0")
     add("--neighborhood", type=int, default=1, help="radius d of the neighborhood; 0 is plain DARTS")
     add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' losses")
-    add("--neighbors", type=int, help="neighbors n, sampled anew each time (default: 8; rs, ls: 0, the whole "
-        "neighborhood)")
+    add("--neighbors", type=int, help="neighbors n, sampled anew each time (default: 16; rs, ls: 0, the "
+        "whole neighborhood)")
     add("--neighbor_batch", choices=("split", "repeat"), default="split",
         help="split: each neighbor has its share of the batch; repeat: all of it, at n times the cost")
     add("--perturb", choices=PERTURB, default="roll", help="what a neighbor does to a changed edge")
@@ -180,7 +180,7 @@ def parse_args(argv=None):
             parser.error(str(error))
     args = parser.parse_args(argv)
     if args.neighbors is None:
-        args.neighbors = 8 if args.algo == "darts" and not args.exact else 0
+        args.neighbors = 16 if args.algo == "darts" and not args.exact else 0
     if args.algo != "darts" and args.samples is None and args.budget is None:
         args.samples, args.budget = (1000, None) if args.algo == "rs" else (None, 200)
         if args.eval:
