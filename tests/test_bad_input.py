@@ -94,7 +94,7 @@ def test_no_network_for_a_download(capsys, tmp_path, monkeypatch, name):
 
 
 def test_too_few_images(capsys):
-    assert "do not fill a batch of 3000" in refused(capsys, "--quick", "--batch_size", 3000)
+    assert "do not fill a batch of 3200" in refused(capsys, "--quick", "--batch_size", 3200)
 
 
 @pytest.fixture(scope="module")
