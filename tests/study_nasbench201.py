@@ -36,6 +36,7 @@ METHODS = {  # flags, seeds
     "roll, logsumexp": (f"{NEAR} --perturb roll --agg logsumexp", 2),
     "roll, 4 neighbors": (f"{NEAR} --perturb roll --neighbors 4", 2),
     "roll, 16 neighbors": (f"{NEAR} --perturb roll --neighbors 16", 4),
+    "roll, 32 neighbors": (f"{NEAR} --perturb roll --neighbors 32", 2),
     "roll, weight step on the neighbors": (f"{NEAR} --perturb roll --weight_step neighbors", 2),
     "roll, radius 3, 16 neighbors": (f"{NEAR} --perturb roll --neighborhood 3 --neighbors 16", 4),
     "roll, radius 3, weight step on the neighbors": (
