@@ -232,6 +232,7 @@ def check_args(parser, args):
         parser.error("--eval trains what --algo rs and ls draw: give one of them")
     if args.eval and args.bench:
         parser.error("--eval train and --bench are two ways to an error: leave one of them out")
+    way = "--exact" if args.exact else "--eval train" if args.eval else f"--algo {args.algo}"
     read_by = {
         "neighbor_batch weight_step unrolled epochs amp compile": args.algo == "darts" and not args.exact,
         "perturb arch_learning_rate arch_weight_decay": args.algo == "darts",
@@ -243,19 +244,17 @@ def check_args(parser, args):
     for names, read in read_by.items():
         for name in names.split():
             if not read and getattr(args, name) != parser.get_default(name):
-                way = "--exact" if args.exact else "--eval train" if args.eval else f"--algo {args.algo}"
                 parser.error(f"--{name} has no meaning with {way}: leave it out")
     if args.compile and args.unrolled:
         parser.error("--compile does not go with --unrolled: leave one of them out")
     if train.processes()[1] > 1 and not args.eval:
         parser.error("torchrun shares the work of --eval train alone: run this in one process")
     if table_alone:
-        what = "--exact" if args.exact else f"--algo {args.algo}"
         if not args.bench:
             also = "" if args.exact else ", or --eval train"
-            parser.error(f"{what} searches on a table: give --bench FILE --space nasbench201{also}")
+            parser.error(f"{way} searches on a table: give --bench FILE --space nasbench201{also}")
         if args.resume:
-            parser.error(f"{what} on a table takes seconds and is not resumed: run it anew")
+            parser.error(f"{way} on a table takes seconds and is not resumed: run it anew")
     if args.algo != "darts":
         ball = args.neighbors or ball_size(edges, len(discrete_ops(space)), args.neighborhood)
         if ball > 1_000_000:
@@ -500,9 +499,8 @@ def search_trained(args):
     args.save = train.from_the_first(args.save, world)
     path = os.path.join(args.save, "evaluations.csv")
     if args.resume:
-        saved = utils.saved_args(
-            args.resume, utils.Parser(""), ()
-        )  # all of them; parse_args has checked them
+        # All flags as they were saved; parse_args has checked them.
+        saved = utils.saved_args(args.resume, utils.Parser(""), ())
         utils.check_same_run(args, {"args": saved, "epoch": 0}, EVAL_MAY_DIFFER)
         known = utils.read_evaluations(path, column, space)
     else:

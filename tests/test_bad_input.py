@@ -66,6 +66,8 @@ def test_flags(capsys, flags, message):
 
 def test_neighbors_need_not_divide_the_batch_where_it_is_not_cut():
     assert search.parse_args("--neighbors 7 --neighbor_batch repeat".split()).neighbors == 7
+    assert search.parse_args([]).neighbors == 16  # and whole neighborhoods where nothing is trained together
+    assert search.parse_args("--algo ls --eval train".split()).neighbors == 0
     assert search.parse_args("--neighbors 7 --neighborhood 0".split()).neighbors == 7
 
 
