@@ -150,6 +150,8 @@ def parse_args(argv=None):
     add("--grad_clip", type=float, default=5.0, help="norm to which the weights' gradient is clipped")
     add("--arch_learning_rate", type=float, default=3e-4, help="learning rate of Adam on alpha")
     add("--arch_weight_decay", type=float, default=1e-3, help="weight decay of Adam on alpha")
+    add("--arch_warmup", type=int, default=0, help="epochs of weight steps alone, before the first "
+        "architecture step")
     # The run
     add("--seed", type=int, default=2, help="seed of everything random")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
@@ -217,7 +219,8 @@ def check_args(parser, args):
         learning_rate=(1e-8, 100),
         learning_rate_min=(0, math.inf if args.eval else args.learning_rate), momentum=(0, 0.9999),
         weight_decay=(0, 1), grad_clip=(0 if args.eval else 1e-8, 1e8), eval_epochs=(1, 100_000),
-        arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), seed=(0, 2**40),
+        arch_learning_rate=(0, 100), arch_weight_decay=(0, 1), arch_warmup=(0, args.epochs - 1),
+        seed=(0, 2**40),
         report_freq=(1, 1_000_000), sharpness_images=(0, 1_000_000),
     )  # fmt: skip
     for name, (low, high) in ranges.items():
@@ -234,7 +237,8 @@ def check_args(parser, args):
         parser.error("--eval train and --bench are two ways to an error: leave one of them out")
     way = "--exact" if args.exact else "--eval train" if args.eval else f"--algo {args.algo}"
     read_by = {
-        "neighbor_batch weight_step unrolled epochs amp compile": args.algo == "darts" and not args.exact,
+        "neighbor_batch weight_step unrolled epochs arch_warmup amp compile": args.algo == "darts"
+        and not args.exact,
         "perturb arch_learning_rate arch_weight_decay": args.algo == "darts",
         "alpha_scale steps": args.exact,
         "eval_epochs": args.eval,
@@ -794,22 +798,24 @@ def main(args):
         weight_optimizer.param_groups[0]["lr"] = learning_rate
         weight_losses, arch_losses, correct = [], [], 0
         for step in range(1, steps + 1):
-            [(x, y)], [(x_arch, y_arch)] = next(weight_batches), next(arch_batches)
+            [(x, y)] = next(weight_batches)
             weight_shifts = center
             if args.weight_step == "neighbors":
                 weight_shifts = draw_shifts(model, args, neighbor_g)
-            shifts = draw_shifts(model, args, neighbor_g)
 
             # Architecture step: the loss over the neighborhood, on images that the weights do not train on.
-            with running_statistics_kept(model), autocast():
-                if args.unrolled:
-                    ahead, valid = (x, y, weight_shifts), (x_arch, y_arch, shifts)
-                    arch_loss, gradient = unrolled_gradient(model, weight_optimizer, ahead, valid, args)
-                else:
-                    arch_loss = neighborhood_loss(net, x_arch, y_arch, shifts, args)
-                    (gradient,) = torch.autograd.grad(arch_loss, model.alpha)
-            model.alpha.grad = gradient
-            arch_optimizer.step()
+            if epoch > args.arch_warmup:
+                [(x_arch, y_arch)], shifts = next(arch_batches), draw_shifts(model, args, neighbor_g)
+                with running_statistics_kept(model), autocast():
+                    if args.unrolled:
+                        ahead, valid = (x, y, weight_shifts), (x_arch, y_arch, shifts)
+                        arch_loss, gradient = unrolled_gradient(model, weight_optimizer, ahead, valid, args)
+                    else:
+                        arch_loss = neighborhood_loss(net, x_arch, y_arch, shifts, args)
+                        (gradient,) = torch.autograd.grad(arch_loss, model.alpha)
+                model.alpha.grad = gradient
+                arch_optimizer.step()
+                arch_losses.append(arch_loss.detach())
 
             # Weight step: at the center, or on neighbors, each with its share of the batch.
             with autocast():
@@ -820,16 +826,16 @@ def main(args):
             torch.nn.utils.clip_grad_norm_(weights, args.grad_clip)
             weight_optimizer.step()
 
-            arch_losses.append(arch_loss.detach())
             weight_losses.append(weight_loss.detach())
             correct += (logits.argmax(1) == y).sum()
             bar.update()
             if step % args.report_freq == 0 or step == steps:
                 # Not each step, since a look at the loss makes a GPU wait.
                 where = f"epoch {epoch}, learning rate {learning_rate:.3g}"
-                losses = torch.stack([torch.stack(weight_losses), torch.stack(arch_losses)])
+                losses = torch.stack([torch.stack(kind) for kind in (weight_losses, arch_losses) if kind])
                 utils.check_finite(losses, where, folder.file("checkpoint.pt"))
-                bar.set_postfix(weight_loss=f"{weight_losses[-1]:.3f}", arch_loss=f"{arch_losses[-1]:.3f}")
+                last = zip(("weight_loss", "arch_loss"), losses[:, -1].tolist(), strict=False)
+                bar.set_postfix({name: f"{loss:.3f}" for name, loss in last})
 
         # The architecture half at the center, the cell so far, a checkpoint
         arch_set = (images, labels, arch_half)
@@ -843,7 +849,7 @@ def main(args):
                 "learning_rate": learning_rate,
                 "weight_loss": torch.stack(weight_losses).mean().item(),
                 "weight_accuracy": 100 * correct.item() / (steps * args.batch_size),
-                "neighborhood_loss": torch.stack(arch_losses).mean().item(),
+                "neighborhood_loss": torch.stack(arch_losses).mean().item() if arch_losses else math.nan,
                 "arch_loss": valid_loss,
                 "arch_accuracy": valid_accuracy,
                 "skip_connects": chosen.count("skip_connect"),
@@ -856,11 +862,12 @@ def main(args):
         trajectory["alpha"] = torch.cat([trajectory["alpha"], model.alpha.detach().cpu()[None]])
         folder.save(parts, epoch, rows, args)
         folder.write_genotype(arch)
+        neighborhood = f"neighborhood loss {rows[-1]['neighborhood_loss']:.4f}" if arch_losses else "warm-up"
         folder.log(
             "epoch {epoch}: learning rate {learning_rate:.4f}, weight half loss {weight_loss:.4f} accuracy "
             "{weight_accuracy:.2f} %, architecture half loss {arch_loss:.4f} accuracy {arch_accuracy:.2f} %, "
-            "neighborhood loss {neighborhood_loss:.4f}, {skip_connects} skip connections, {parameter_free} "
-            "parameter-free, {seconds:.1f} s\n  {genotype}".format(**rows[-1])
+            "{neighborhood}, {skip_connects} skip connections, {parameter_free} parameter-free, "
+            "{seconds:.1f} s\n  {genotype}".format(neighborhood=neighborhood, **rows[-1])
         )
         if table:
             found = accuracies(table, arch).items()

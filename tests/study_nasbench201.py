@@ -26,7 +26,7 @@ SETTINGS = {  # reduced: a supernet in which DARTS mostly does well, and one dee
     "deep": f"{IMAGES} --init_channels 8 --layers 3 --epochs 15",
 }
 NEAR = "--neighborhood 1 --agg mean --neighbors 8"
-METHODS = {  # flags, seeds
+METHODS = {  # flags, seeds; some with a twist, see below
     "DARTS": ("--neighborhood 0", 4),
     "roll": (f"{NEAR} --perturb roll", 4),
     "move": (f"{NEAR} --perturb move", 2),
@@ -43,20 +43,68 @@ METHODS = {  # flags, seeds
         f"{NEAR} --perturb roll --neighborhood 3 --weight_step neighbors",
         2,
     ),
-    "DARTS, batch norm in 16 groups": ("--neighborhood 1 --neighbors 16 --perturb stay", 2),
+    "DARTS, warm-up": ("--neighborhood 0 --arch_warmup 5", 4),
+    "roll, 16 neighbors, warm-up": (f"{NEAR} --perturb roll --neighbors 16 --arch_warmup 5", 4),
+    "roll, 16 neighbors, center in the batch": (f"{NEAR} --neighbors 16", 2, "center in the batch"),
+    "roll, 16 neighbors, radius 3 to 1": (f"{NEAR} --neighborhood 3 --neighbors 16", 2, "radius shrinks"),
+    "roll, 16 neighbors, sharpened": (f"{NEAR} --neighbors 16", 2, "sharpened"),
+    "roll, 16 neighbors, without none": (f"{NEAR} --neighbors 16", 2, "without none"),
+    "DARTS, batch norm in 16 groups": (f"{NEAR} --neighbors 16", 2, "no neighbors"),
     "DARTS, a third of the architecture learning rate": ("--neighborhood 0 --arch_learning_rate 1e-3", 2),
 }
-# search.py with one perturbation more, a control: groups as neighbors have them, each at the center itself
+# search.py with a twist: what was tried and is no flag of it
 PROGRAM = f"""
 import runpy, sys
-sys.path.insert(0, {ROOT!r})
-import neighborhood
-neighborhood.PERTURB["stay"] = lambda p, s: p
+sys.path[:0] = [{ROOT!r}, {os.path.join(ROOT, "tests")!r}]
+import study_nasbench201
+study_nasbench201.twist(sys.argv.pop(1))
 runpy.run_path({os.path.join(ROOT, "search.py")!r}, run_name="__main__")
 """
 COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_test_200")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom, for the paired differences
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
+
+
+def twist(name):
+    """Change neighborhood.py, before search.py imports from it, as the name says."""
+    import torch
+
+    import neighborhood
+
+    sample, around, roll = neighborhood.sample_shifts, neighborhood.neighbors, neighborhood.roll
+
+    def center_in_the_batch(E, O, radius, n, generator):  # noqa: E741
+        shifts = sample(E, O, radius, n, generator)
+        shifts[0] = 0
+        return shifts
+
+    def radius_shrinks(E, O, radius, n, generator):  # noqa: E741
+        run = sys._getframe(2).f_locals  # main of search.py, over draw_shifts
+        third = 3 * (run["epoch"] - 1) // run["args"].epochs
+        return sample(E, O, max(1, radius - third), n, generator)
+
+    def sharpened(p, shifts, perturb="roll"):
+        if (shifts == 0).all():  # the center, which trains the weights
+            return around(p, shifts, perturb)
+        sharp = p**4 / (p**4).sum(-1, keepdim=True)  # softmax(4 alpha): a temperature of a quarter
+        return around(sharp, shifts, perturb)
+
+    def without_none(p, s):
+        """`none`, the first operation, keeps what it has, and the others are rolled."""
+        return torch.cat([p[..., :1].expand(*s.shape, 1), roll(p[..., 1:], 1 + (s - 1) % 3)], -1)
+
+    if name == "center in the batch":
+        neighborhood.sample_shifts = center_in_the_batch
+    elif name == "radius shrinks":
+        neighborhood.sample_shifts = radius_shrinks
+    elif name == "sharpened":
+        neighborhood.neighbors = sharpened
+    elif name == "without none":
+        neighborhood.PERTURB["roll"] = without_none
+    elif name == "no neighbors":
+        neighborhood.PERTURB["roll"] = lambda p, s: p
+    elif name:
+        raise ValueError(f"no twist {name!r}")
 
 
 def folder(args, method, seed):
@@ -86,11 +134,12 @@ def search(args, method, seed):
     path = folder(args, method, seed)
     if finished(path):
         return
-    command = [sys.executable, "-c", PROGRAM]
+    flags, _, *named = METHODS[method]
+    command = [sys.executable, "-c", PROGRAM, *(named or [""])]
     if os.path.exists(os.path.join(path, "checkpoint.pt")):
         command += ["--resume", path]
     else:
-        command += [*SETTINGS[args.setting].split(), *METHODS[method][0].split(), "--seed", str(seed)]
+        command += [*SETTINGS[args.setting].split(), *flags.split(), "--seed", str(seed)]
         command += ["--data", args.data, "--bench", args.bench, "--save", path]
     quiet = dict(stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     subprocess.run(command, check=True, **quiet)
@@ -170,7 +219,7 @@ def main():
         "--report", action="store_true", help="print the table of what is finished, run nothing"
     )
     args = parser.parse_args()
-    most = max(seeds for _, seeds in METHODS.values())
+    most = max(seeds for _, seeds, *_ in METHODS.values())
     grid = [  # seed by seed, so that what is finished early compares all methods
         (method, seed)
         for seed in range(args.seeds or most)

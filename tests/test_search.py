@@ -199,10 +199,33 @@ def test_which_mixture_trains_the_weights(tmp_path):
         assert not same(models["darts"], models[name]), name
 
 
-def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch):
+def test_warm_up_is_weight_steps_alone(tmp_path):
+    """Until --arch_warmup epochs are over alpha rests where it started, and the weights are trained as they
+    are beside an alpha at rest; then the architecture steps are the first of their generators."""
+    flags = ["--neighborhood", 1, "--weight_step", "center"]
+    warm, rows = run_search(tmp_path / "warm", *flags, "--epochs", 3, "--arch_warmup", 2)
+    alpha = warm["trajectory"]["alpha"]
+    assert torch.equal(alpha[1], alpha[0]) and torch.equal(alpha[2], alpha[0])
+    assert not torch.equal(alpha[3], alpha[0])
+    assert [row["neighborhood_loss"] for row in rows[:2]] == ["nan", "nan"]
+    assert float(rows[2]["neighborhood_loss"]) > 0
+    still, still_rows = run_search(tmp_path / "still", *flags, "--epochs", 3, "--arch_learning_rate", 0)
+    assert same(warm["weight_batches"], still["weight_batches"])
+    columns = "weight_loss weight_accuracy arch_loss arch_accuracy genotype".split()
+    for one, other in zip(rows[:2], still_rows[:2], strict=True):
+        assert [one[name] for name in columns] == [other[name] for name in columns]
+    first, _ = run_search(tmp_path / "one", *flags, "--epochs", 1)
+    for name in ("arch_batches", "neighbors"):
+        assert same(warm[name], first[name]), name
+    with pytest.raises(SystemExit):
+        search.parse_args(["--epochs", "3", "--arch_warmup", "3"])
+
+
+@pytest.mark.parametrize("warm_up", [0, 2])
+def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, warm_up):
     """A run of 3 epochs that dies in the third, and is resumed without any other flag, equals an undisturbed
     one."""
-    flags = ["--neighborhood", 1, "--epochs", 3]
+    flags = ["--neighborhood", 1, "--epochs", 3, "--arch_warmup", warm_up]
     whole, whole_rows = run_search(tmp_path / "whole", *flags)
     evaluate, calls = search.evaluate, []
 
