@@ -1,0 +1,85 @@
+"""What an architecture step of NA-DARTS sees that one of DARTS does not: how far their gradients agree.
+
+    python tests/study_gradients.py RUN [RUN ...] [--images 512] [--neighbors 2 4 8 16 32]
+
+For the supernet of each run, as it ended, cosines of gradients by alpha. Over all images: that at the center
+with that of the mean over the whole radius-1 neighborhood. Of single steps, each on one batch, with what they
+estimate over the other batches: of DARTS; of NA-DARTS with n sampled neighbors, each on its share of the
+batch; and, to tell the shares from the neighbors, of DARTS with the batch cut into n shares.
+"""
+
+import argparse
+import os
+import sys
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import search  # noqa: E402
+import utils  # noqa: E402
+import visualize  # noqa: E402
+from model_search import running_statistics_kept  # noqa: E402
+from neighborhood import ball_shifts, sample_shifts  # noqa: E402
+
+
+def gradient(model, x, y, shifts, flags):
+    """The gradient by alpha of one architecture step on neighbors (n, E), flat."""
+    loss = search.neighborhood_loss(model, x, y, shifts, flags)
+    return torch.autograd.grad(loss, model.alpha)[0].flatten()
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="folders of gradient searches")
+    parser.add_argument("--images", type=int, default=512, help="images of the architecture half")
+    parser.add_argument("--neighbors", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="of a step")
+    parser.add_argument("--data", help="where the images lie now (default: where the run found them)")
+    parser.add_argument("--radius", type=int, default=1, help="radius of the neighborhood")
+    parser.add_argument("--perturb", default="roll", help="what a neighbor does to a changed edge")
+    args = parser.parse_args()
+    for path in args.runs:
+        run = visualize.load_run(path)
+        flags = argparse.Namespace(**{**run["args"], "perturb": args.perturb, "agg": "mean"})
+        where = argparse.Namespace(device="cpu", data=args.data, images=args.images)
+        model, batches = visualize.load_supernet(path, run, where)
+        edges, ops = model.alpha[..., 0].numel(), model.alpha.shape[-1]
+        ball, center = ball_shifts(edges, ops, args.radius), torch.zeros(1, edges, dtype=torch.long)
+        whole = argparse.Namespace(**{**vars(flags), "neighbor_batch": "repeat"})
+        split = argparse.Namespace(**{**vars(flags), "neighbor_batch": "split"})
+        g = utils.generator(0, 3)
+        with running_statistics_kept(model):
+            at_center = [gradient(model, x, y, center, whole) for x, y in batches]
+            around = [
+                sum(gradient(model, x, y, shift[None], whole) for shift in ball) / len(ball)
+                for x, y in batches
+            ]
+            steps, shares = {}, {}
+            for n in args.neighbors:
+                shifts = [sample_shifts(edges, ops, args.radius, n, g) for _ in batches]
+                steps[n] = [gradient(model, *xy, s, split) for xy, s in zip(batches, shifts, strict=True)]
+                shares[n] = [gradient(model, *xy, center.expand(n, -1), split) for xy in batches]
+
+        def agree(gradients, totals):
+            cosines = [
+                F.cosine_similarity(gradient, sum(totals) - own, 0)
+                for gradient, own in zip(gradients, totals, strict=True)
+            ]
+            return torch.stack(cosines).mean().item()
+
+        same = F.cosine_similarity(sum(at_center), sum(around), 0).item()
+        print(f"{path}\ncenter and neighborhood {same:.3f}, DARTS {agree(at_center, at_center):.3f}")
+        for n in args.neighbors:
+            one, two, three = agree(steps[n], around), agree(steps[n], at_center), agree(shares[n], at_center)
+            print(
+                f"{n} shares of the batch: NA-DARTS with neighborhood {one:.3f}, with center {two:.3f}; "
+                f"DARTS with center {three:.3f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
