@@ -3,7 +3,7 @@
     python tests/study_gradients.py RUN [RUN ...] [--images 512] [--neighbors 2 4 8 16 32]
 
 For the supernet of each run, as it ended, cosines of gradients by alpha. Over all images: that at the center
-with that of the mean over the whole radius-1 neighborhood. Of single steps, each on one batch, with what they
+with that of the mean over the whole radius-1 neighborhood (roll). Of single steps, each on one batch, with what they
 estimate over the other batches: of DARTS; of NA-DARTS with n sampled neighbors, each on its share of the
 batch; and, to tell the shares from the neighbors, of DARTS with the batch cut into n shares.
 """
@@ -38,16 +38,14 @@ def main():
     parser.add_argument("--images", type=int, default=512, help="images of the architecture half")
     parser.add_argument("--neighbors", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="of a step")
     parser.add_argument("--data", help="where the images lie now (default: where the run found them)")
-    parser.add_argument("--radius", type=int, default=1, help="radius of the neighborhood")
-    parser.add_argument("--perturb", default="roll", help="what a neighbor does to a changed edge")
     args = parser.parse_args()
     for path in args.runs:
         run = visualize.load_run(path)
-        flags = argparse.Namespace(**{**run["args"], "perturb": args.perturb, "agg": "mean"})
+        flags = argparse.Namespace(**{**run["args"], "perturb": "roll", "agg": "mean"})
         where = argparse.Namespace(device="cpu", data=args.data, images=args.images)
         model, batches = visualize.load_supernet(path, run, where)
         edges, ops = model.alpha[..., 0].numel(), model.alpha.shape[-1]
-        ball, center = ball_shifts(edges, ops, args.radius), torch.zeros(1, edges, dtype=torch.long)
+        ball, center = ball_shifts(edges, ops, 1), torch.zeros(1, edges, dtype=torch.long)
         whole = argparse.Namespace(**{**vars(flags), "neighbor_batch": "repeat"})
         split = argparse.Namespace(**{**vars(flags), "neighbor_batch": "split"})
         g = utils.generator(0, 3)
@@ -59,14 +57,14 @@ def main():
             ]
             steps, shares = {}, {}
             for n in args.neighbors:
-                shifts = [sample_shifts(edges, ops, args.radius, n, g) for _ in batches]
+                shifts = [sample_shifts(edges, ops, 1, n, g) for _ in batches]
                 steps[n] = [gradient(model, *xy, s, split) for xy, s in zip(batches, shifts, strict=True)]
                 shares[n] = [gradient(model, *xy, center.expand(n, -1), split) for xy in batches]
 
         def agree(gradients, totals):
             cosines = [
-                F.cosine_similarity(gradient, sum(totals) - own, 0)
-                for gradient, own in zip(gradients, totals, strict=True)
+                F.cosine_similarity(step, sum(totals) - own, 0)
+                for step, own in zip(gradients, totals, strict=True)
             ]
             return torch.stack(cosines).mean().item()
 
