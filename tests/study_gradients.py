@@ -3,9 +3,9 @@
     python tests/study_gradients.py RUN [RUN ...] [--images 512] [--neighbors 2 4 8 16 32]
 
 For the supernet of each run, as it ended, cosines of gradients by alpha. Over all images: that at the center
-with that of the mean over the whole radius-1 neighborhood (roll). Of single steps, each on one batch, with what they
-estimate over the other batches: of DARTS; of NA-DARTS with n sampled neighbors, each on its share of the
-batch; and, to tell the shares from the neighbors, of DARTS with the batch cut into n shares.
+with that of the mean over the whole neighborhood (radius 1, roll). Of single steps, each on one batch, with
+what they estimate over the other batches: of DARTS; of NA-DARTS with n sampled neighbors, each on a share of
+the batch; and, to tell the shares from the neighbors, of DARTS with the batch cut into n shares.
 """
 
 import argparse
