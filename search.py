@@ -834,8 +834,10 @@ def main(args):
                 where = f"epoch {epoch}, learning rate {learning_rate:.3g}"
                 losses = torch.stack([torch.stack(kind) for kind in (weight_losses, arch_losses) if kind])
                 utils.check_finite(losses, where, folder.file("checkpoint.pt"))
-                last = zip(("weight_loss", "arch_loss"), losses[:, -1].tolist(), strict=False)
-                bar.set_postfix({name: f"{loss:.3f}" for name, loss in last})
+                last = {"weight_loss": weight_losses[-1]}
+                if arch_losses:
+                    last["arch_loss"] = arch_losses[-1]
+                bar.set_postfix({name: f"{loss:.3f}" for name, loss in last.items()})
 
         # The architecture half at the center, the cell so far, a checkpoint
         arch_set = (images, labels, arch_half)

@@ -1014,8 +1014,8 @@ def saved_args(path, parser, without=("resume", "save")):
         if action.dest not in ("help", *without):
             if not _fits(saved.get(action.dest), action):
                 raise BadInput(
-                    f"{path} is not a run of {parser.prog}, or its flags are damaged ({action.dest}): give "
-                    "a folder that it wrote, as it wrote it"
+                    f"{path} is not a run of {parser.prog} as it is now, or its flags are damaged "
+                    f"({action.dest}): give a folder that it wrote, as it wrote it"
                 )
     return saved
 

@@ -2,10 +2,11 @@
 
     python tests/study_gradients.py RUN [RUN ...] [--images 512] [--neighbors 2 4 8 16 32]
 
-For the supernet of each run, as it ended, cosines of gradients by alpha. Over all images: that at the center
-with that of the mean over the whole neighborhood (radius 1, roll). Of single steps, each on one batch, with
-what they estimate over the other batches: of DARTS; of NA-DARTS with n sampled neighbors, each on a share of
-the batch; and, to tell the shares from the neighbors, of DARTS with the batch cut into n shares.
+For the supernet of each run, as it ended, cosines of gradients by alpha; the neighborhood is that of radius
+1, roll and mean, whatever the run had. Over all images: the gradient at the center with that of the whole
+neighborhood, each member on whole batches. Of single steps, each on one batch, with what they estimate, over
+the other batches: of DARTS; of NA-DARTS with n sampled neighbors, each on a share of the batch; and, to tell
+the shares from the neighbors, of DARTS with the batch cut into n shares. Images are not augmented.
 """
 
 import argparse
@@ -44,6 +45,8 @@ def main():
         flags = argparse.Namespace(**{**run["args"], "perturb": "roll", "agg": "mean"})
         where = argparse.Namespace(device="cpu", data=args.data, images=args.images)
         model, batches = visualize.load_supernet(path, run, where)
+        if len(batches) < 2 or any(len(y) % n for _, y in batches for n in args.neighbors):
+            parser.error("--images: at least two batches, of a size that every --neighbors divides")
         edges, ops = model.alpha[..., 0].numel(), model.alpha.shape[-1]
         ball, center = ball_shifts(edges, ops, 1), torch.zeros(1, edges, dtype=torch.long)
         whole = argparse.Namespace(**{**vars(flags), "neighbor_batch": "repeat"})
@@ -69,12 +72,12 @@ def main():
             return torch.stack(cosines).mean().item()
 
         same = F.cosine_similarity(sum(at_center), sum(around), 0).item()
-        print(f"{path}\ncenter and neighborhood {same:.3f}, DARTS {agree(at_center, at_center):.3f}")
+        own = agree(at_center, at_center)
+        print(f"{path}\ncenter with neighborhood {same:.3f}, DARTS with center {own:.3f}")
         for n in args.neighbors:
-            one, two, three = agree(steps[n], around), agree(steps[n], at_center), agree(shares[n], at_center)
             print(
-                f"{n} shares of the batch: NA-DARTS with neighborhood {one:.3f}, with center {two:.3f}; "
-                f"DARTS with center {three:.3f}",
+                f"{n} shares of the batch: NA-DARTS with neighborhood {agree(steps[n], around):.3f}; "
+                f"DARTS with center {agree(shares[n], at_center):.3f}",
                 flush=True,
             )
 

@@ -3,9 +3,9 @@
     python tests/study_nasbench201.py RUNS --bench T.csv --data cifar10-10k [--setting healthy] [--jobs 2]
     python tests/study_nasbench201.py RUNS --bench T.csv --report
 
-Runs the grid of METHODS, each with its number of seeds, as commands of search.py with a folder each under
-RUNS, and prints the table. Run again, it goes on where it stopped: what is finished is kept, what is not is
-resumed.
+Runs the grid of METHODS, each with its number of seeds, as commands of search.py, some of them with a twist
+that it has no flag for, with a folder each under RUNS, and prints the table. Run again, it goes on where it
+stopped: what is finished is kept, what is not is resumed.
 --only picks methods by name; --seeds raises or lowers the number of seeds. Each job runs on one thread.
 """
 
@@ -45,10 +45,18 @@ METHODS = {  # flags, seeds; some with a twist, see below
     ),
     "DARTS, warm-up": ("--neighborhood 0 --arch_warmup 5", 4),
     "roll, 16 neighbors, warm-up": (f"{NEAR} --perturb roll --neighbors 16 --arch_warmup 5", 4),
-    "roll, 16 neighbors, center in the batch": (f"{NEAR} --neighbors 16", 2, "center in the batch"),
-    "roll, 16 neighbors, radius 3 to 1": (f"{NEAR} --neighborhood 3 --neighbors 16", 2, "radius shrinks"),
-    "roll, 16 neighbors, sharpened": (f"{NEAR} --neighbors 16", 2, "sharpened"),
-    "roll, 16 neighbors, without none": (f"{NEAR} --neighbors 16", 2, "without none"),
+    "roll, 16 neighbors, center in the batch": (
+        f"{NEAR} --perturb roll --neighbors 16",
+        2,
+        "center in the batch",
+    ),
+    "roll, 16 neighbors, radius 3 to 1": (
+        f"{NEAR} --perturb roll --neighborhood 3 --neighbors 16",
+        2,
+        "radius shrinks",
+    ),
+    "roll, 16 neighbors, sharpened": (f"{NEAR} --perturb roll --neighbors 16", 2, "sharpened"),
+    "roll, 16 neighbors, without none": (f"{NEAR} --perturb roll --neighbors 16", 2, "without none"),
     "DARTS, batch norm in 16 groups": (f"{NEAR} --neighbors 16", 2, "no neighbors"),
     "DARTS, a third of the architecture learning rate": ("--neighborhood 0 --arch_learning_rate 1e-3", 2),
 }
@@ -66,7 +74,10 @@ T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
 
 
 def twist(name):
-    """Change neighborhood.py, before search.py imports from it, as the name says."""
+    """Change neighborhood.py, before search.py imports from it, as the name says.
+
+    args.json of a run does not hold the twist: resume it by this script, and read sharpness in result.json.
+    """
     import torch
 
     import neighborhood
@@ -80,8 +91,7 @@ def twist(name):
 
     def radius_shrinks(E, O, radius, n, generator):  # noqa: E741
         run = sys._getframe(2).f_locals  # main of search.py, over draw_shifts
-        third = 3 * (run["epoch"] - 1) // run["args"].epochs
-        return sample(E, O, max(1, radius - third), n, generator)
+        return sample(E, O, radius - 3 * (run["epoch"] - 1) // run["args"].epochs, n, generator)
 
     def sharpened(p, shifts, perturb="roll"):
         if (shifts == 0).all():  # the center, which trains the weights
@@ -90,7 +100,7 @@ def twist(name):
         return around(sharp, shifts, perturb)
 
     def without_none(p, s):
-        """`none`, the first operation, keeps what it has, and the others are rolled."""
+        """`none`, the first operation, keeps what it has, and the other four are rolled: by 1, 2, 3 or 1."""
         return torch.cat([p[..., :1].expand(*s.shape, 1), roll(p[..., 1:], 1 + (s - 1) % 3)], -1)
 
     if name == "center in the batch":

@@ -282,7 +282,7 @@ def add(command, cause, mend, more=()):
 NUMBERS = {
     "search.py": (
         "neighborhood neighbors samples budget starts repeats steps init_channels layers image_size "
-        "cutout_length epochs batch_size seed report_freq eval_epochs",
+        "cutout_length epochs batch_size seed report_freq eval_epochs arch_warmup",
         "alpha_scale train_portion learning_rate learning_rate_min momentum weight_decay grad_clip "
         "arch_learning_rate arch_weight_decay",
     ),

@@ -15,6 +15,7 @@ import torch
 from test_bad_input import refused
 from test_table import data
 
+import neighborhood
 import search
 import utils
 from genotypes import SPACES, nasbench201_architectures, operations, parse_architecture
@@ -291,6 +292,7 @@ FLAGS = [
     ("--algo rs --space nasbench201 --bench t.csv --perturb move", "--perturb has no meaning with --algo rs"),
     ("--algo rs --space nasbench201 --bench t.csv --starts 3", "--starts has no meaning with --algo rs"),
     ("--algo ls --eval train --unrolled", "--unrolled has no meaning with --eval train"),
+    ("--algo rs --eval train --arch_warmup 3", "--arch_warmup has no meaning with --eval train"),
     ("--steps 9", "--steps has no meaning with --algo darts"),
     ("--eval_epochs 3", "--eval_epochs has no meaning with --algo darts"),
     ("--exact --algo rs --space nasbench201 --bench t.csv", "leave --algo rs out"),
@@ -487,6 +489,36 @@ def test_the_flatness_study_on_a_table_with_a_known_answer(tmp_path, capsys):
         assert [row["bin"] for row in csv.DictReader(file)] == ["80", "80.5", "81", "81.5", "all"]
     with pytest.raises(utils.BadInput, match="no bin has enough"):
         study_flatness.main(study_flatness.parse_args([*flags, "--lowest", "95"]))
+
+
+def test_twists_of_the_study(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    p = torch.rand(6, 5, generator=g, dtype=torch.float64).softmax(-1)
+    shifts = neighborhood.sample_shifts(6, 5, 1, 64, g)
+    changed = (shifts != 0)[..., None]
+
+    def twisted(name):
+        with monkeypatch.context() as patch:
+            for attribute in ("sample_shifts", "neighbors"):
+                patch.setattr(neighborhood, attribute, getattr(neighborhood, attribute))
+            patch.setitem(neighborhood.PERTURB, "roll", neighborhood.roll)
+            study_nasbench201.twist(name)
+            return neighborhood.neighbors(p, shifts), neighborhood.sample_shifts(6, 5, 3, 8, g)
+
+    plain, _ = twisted("")
+    assert torch.equal(plain, neighborhood.neighbors(p, shifts))
+    without, _ = twisted("without none")
+    assert torch.equal(without[..., 0], p[:, 0].expand(64, 6))
+    assert torch.equal((without != p).any(-1, keepdim=True), changed)
+    assert torch.equal(without.sort(-1).values, p.sort(-1).values.expand(64, 6, 5))
+    sharp, _ = twisted("sharpened")
+    expected = (4 * p.log()).softmax(-1)
+    assert torch.allclose(sharp, neighborhood.neighbors(expected, shifts), atol=1e-12)
+    _, drawn = twisted("center in the batch")
+    assert not drawn[0].any() and drawn[1:].any()
+    assert torch.equal(twisted("no neighbors")[0], p.expand(64, 6, 5))
+    with pytest.raises(ValueError, match="no twist"):
+        twisted("another")
 
 
 def test_the_study_of_searches_goes_on_and_compares_by_seed(table, tmp_path, capsys, monkeypatch):

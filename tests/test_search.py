@@ -199,7 +199,7 @@ def test_which_mixture_trains_the_weights(tmp_path):
         assert not same(models["darts"], models[name]), name
 
 
-def test_warm_up_is_weight_steps_alone(tmp_path):
+def test_warm_up_is_weight_steps_alone(tmp_path, capsys):
     """Until --arch_warmup epochs are over alpha rests where it started, and the weights are trained as they
     are beside an alpha at rest; then the architecture steps are the first of their generators."""
     flags = ["--neighborhood", 1, "--weight_step", "center"]
@@ -219,19 +219,22 @@ def test_warm_up_is_weight_steps_alone(tmp_path):
         assert same(warm[name], first[name]), name
     with pytest.raises(SystemExit):
         search.parse_args(["--epochs", "3", "--arch_warmup", "3"])
+    assert "--arch_warmup 3 is out of range: it lies between 0 and 2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("warm_up", [0, 2])
-def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, warm_up):
-    """A run of 3 epochs that dies in the third, and is resumed without any other flag, equals an undisturbed
-    one."""
-    flags = ["--neighborhood", 1, "--epochs", 3, "--arch_warmup", warm_up]
+@pytest.mark.parametrize(
+    "dies_in,more", [(3, []), (3, ["--arch_warmup", 2]), (2, ["--arch_warmup", 2, "--unrolled"])]
+)
+def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, dies_in, more):
+    """A run of 3 epochs that dies in one of them, right after or inside warm-up too, and is resumed without
+    any other flag, equals an undisturbed one."""
+    flags = ["--neighborhood", 1, "--epochs", 3, *more]
     whole, whole_rows = run_search(tmp_path / "whole", *flags)
     evaluate, calls = search.evaluate, []
 
     def dies(*args):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == dies_in:
             raise KeyboardInterrupt
         return evaluate(*args)
 
@@ -241,7 +244,8 @@ def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, w
     monkeypatch.undo()
     search.main(search.parse_args(["--resume", str(tmp_path / "parts")]))
     parts, part_rows = outcome(tmp_path / "parts")
-    assert same(whole["model"], parts["model"]) and whole_rows == part_rows
+    assert same(whole["model"], parts["model"]) and same(whole["trajectory"], parts["trajectory"])
+    assert whole_rows == part_rows
 
 
 def test_what_a_run_writes(tmp_path):
@@ -268,8 +272,11 @@ def test_first_step_that_is_not_finite_is_named():
         utils.check_finite(losses, "epoch 1", "checkpoint.pt")
 
 
-def test_loss_that_is_not_finite_stops_the_run(tmp_path):
+@pytest.mark.parametrize("warm_up", ["0", "8"])
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, warm_up):
     flags = [
+        "--arch_warmup",
+        warm_up,
         "--learning_rate",
         "100",
         "--weight_decay",
