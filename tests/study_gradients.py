@@ -24,10 +24,12 @@ import visualize  # noqa: E402
 from model_search import running_statistics_kept  # noqa: E402
 from neighborhood import ball_shifts, sample_shifts  # noqa: E402
 
+METHOD = argparse.Namespace(perturb="roll", agg="mean", neighbor_batch="split")
 
-def gradient(model, x, y, shifts, flags):
-    """The gradient by alpha of one architecture step on neighbors (n, E), flat."""
-    loss = search.neighborhood_loss(model, x, y, shifts, flags)
+
+def gradient(model, x, y, shifts):
+    """The gradient by alpha of one architecture step on neighbors (n, E), flat; one alone has all images."""
+    loss = search.neighborhood_loss(model, x, y, shifts, METHOD)
     return torch.autograd.grad(loss, model.alpha)[0].flatten()
 
 
@@ -42,27 +44,23 @@ def main():
     args = parser.parse_args()
     for path in args.runs:
         run = visualize.load_run(path)
-        flags = argparse.Namespace(**{**run["args"], "perturb": "roll", "agg": "mean"})
         where = argparse.Namespace(device="cpu", data=args.data, images=args.images)
         model, batches = visualize.load_supernet(path, run, where)
         if len(batches) < 2 or any(len(y) % n for _, y in batches for n in args.neighbors):
             parser.error("--images: at least two batches, of a size that every --neighbors divides")
         edges, ops = model.alpha[..., 0].numel(), model.alpha.shape[-1]
         ball, center = ball_shifts(edges, ops, 1), torch.zeros(1, edges, dtype=torch.long)
-        whole = argparse.Namespace(**{**vars(flags), "neighbor_batch": "repeat"})
-        split = argparse.Namespace(**{**vars(flags), "neighbor_batch": "split"})
         g = utils.generator(0, 3)
         with running_statistics_kept(model):
-            at_center = [gradient(model, x, y, center, whole) for x, y in batches]
+            at_center = [gradient(model, x, y, center) for x, y in batches]
             around = [
-                sum(gradient(model, x, y, shift[None], whole) for shift in ball) / len(ball)
-                for x, y in batches
+                sum(gradient(model, x, y, shift[None]) for shift in ball) / len(ball) for x, y in batches
             ]
             steps, shares = {}, {}
             for n in args.neighbors:
                 shifts = [sample_shifts(edges, ops, 1, n, g) for _ in batches]
-                steps[n] = [gradient(model, *xy, s, split) for xy, s in zip(batches, shifts, strict=True)]
-                shares[n] = [gradient(model, *xy, center.expand(n, -1), split) for xy in batches]
+                steps[n] = [gradient(model, *xy, s) for xy, s in zip(batches, shifts, strict=True)]
+                shares[n] = [gradient(model, *xy, center.expand(n, -1)) for xy in batches]
 
         def agree(gradients, totals):
             cosines = [

@@ -103,18 +103,16 @@ def twist(name):
         """`none`, the first operation, keeps what it has, and the other four are rolled: by 1, 2, 3 or 1."""
         return torch.cat([p[..., :1].expand(*s.shape, 1), roll(p[..., 1:], 1 + (s - 1) % 3)], -1)
 
-    if name == "center in the batch":
-        neighborhood.sample_shifts = center_in_the_batch
-    elif name == "radius shrinks":
-        neighborhood.sample_shifts = radius_shrinks
-    elif name == "sharpened":
-        neighborhood.neighbors = sharpened
-    elif name == "without none":
-        neighborhood.PERTURB["roll"] = without_none
-    elif name == "no neighbors":
-        neighborhood.PERTURB["roll"] = lambda p, s: p
-    elif name:
-        raise ValueError(f"no twist {name!r}")
+    module, perturb = vars(neighborhood), neighborhood.PERTURB
+    where, key, value = {
+        "": (module, "neighbors", around),
+        "center in the batch": (module, "sample_shifts", center_in_the_batch),
+        "radius shrinks": (module, "sample_shifts", radius_shrinks),
+        "sharpened": (module, "neighbors", sharpened),
+        "without none": (perturb, "roll", without_none),
+        "no neighbors": (perturb, "roll", lambda p, s: p),
+    }[name]
+    where[key] = value
 
 
 def folder(args, method, seed):

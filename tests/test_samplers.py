@@ -1,6 +1,7 @@
 """RS, NA-RS, LS and NA-LS on small made-up tables, against slow plain versions, and as the script runs
 them."""
 
+import argparse
 import csv
 import itertools
 import json
@@ -517,8 +518,18 @@ def test_twists_of_the_study(monkeypatch):
     _, drawn = twisted("center in the batch")
     assert not drawn[0].any() and drawn[1:].any()
     assert torch.equal(twisted("no neighbors")[0], p.expand(64, 6, 5))
-    with pytest.raises(ValueError, match="no twist"):
-        twisted("another")
+
+    def draw_shifts():
+        return neighborhood.sample_shifts(6, 5, 3, 200, g)
+
+    def main(epoch, args):  # stands for that of search.py
+        return draw_shifts()
+
+    monkeypatch.setattr(neighborhood, "sample_shifts", neighborhood.sample_shifts)
+    study_nasbench201.twist("radius shrinks")
+    args = argparse.Namespace(epochs=15)
+    radii = [(main(epoch, args) != 0).sum(1).max().item() for epoch in (1, 5, 6, 10, 11, 15)]
+    assert radii == [3, 3, 2, 2, 1, 1]
 
 
 def test_the_study_of_searches_goes_on_and_compares_by_seed(table, tmp_path, capsys, monkeypatch):
