@@ -138,7 +138,8 @@ def _weighted_sum(weights, tensors):
 def _dot(x, y, n):
     """The inner products (n,) of two tensors in each of n groups side by side."""
     if n == 1:  # one pass over memory
-        return torch.dot(*(value.permute(0, 2, 3, 1).flatten() for value in (x, y)))
+        dtype = torch.promote_types(x.dtype, y.dtype)  # under autocast they differ
+        return torch.dot(*(value.permute(0, 2, 3, 1).flatten().to(dtype) for value in (x, y)))
     return (x * y).sum((0, 2, 3)).view(n, -1).sum(1)
 
 

@@ -327,9 +327,10 @@ def test_a_compiled_supernet_searches_alike(tmp_path, monkeypatch, few_shapes):
         assert float(a_rows[0][name]) == pytest.approx(float(b_rows[0][name]), rel=1e-3)
 
 
-@pytest.mark.parametrize("space,layers", [("nasbench201", 1), ("darts", 3)])
-def test_autocast_is_close_to_float32(tmp_path, few_shapes, space, layers):
+@pytest.mark.parametrize("space,layers,radius", [("nasbench201", 1, 1), ("darts", 3, 1), ("darts", 3, 0)])
+def test_autocast_is_close_to_float32(tmp_path, few_shapes, space, layers, radius):
     flags = TINY.replace("nasbench201", space).split() + ["--epochs", "1", "--layers", str(layers)]
+    flags += ["--neighborhood", str(radius)]
     rows = []
     for amp in ("none", "bf16"):
         folder = tmp_path / amp
