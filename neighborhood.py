@@ -162,13 +162,14 @@ class Evaluations:
         """Those of the architectures that are not paid yet, each once."""
         return [a for a in dict.fromkeys(archs) if a not in self.known]
 
-    def affords(self, archs):
-        return len(self.known) + len(self.new(archs)) <= self.budget
+    def left(self, archs=()):
+        """What is left of the budget once these are paid too; negative where it does not cover them."""
+        return self.budget - len(self.known) - len(self.new(archs))
 
     def __call__(self, archs):
         """Errors of the architectures, a float64 tensor. Raises ValueError beyond the budget."""
         new = self.new(archs)
-        if len(self.known) + len(new) > self.budget:
+        if len(new) > self.left():
             raise ValueError(f"a budget of {self.budget} evaluations is exceeded")
         if new:
             self.known.update(zip(new, map(float, self.f(new)), strict=True))
@@ -196,13 +197,13 @@ def random_search(evaluations, draw, neighborhood, g, samples=None, wave=1):
     scores, drawn = {}, 0
     # In a small space a budget may never be spent, so the number of draws is bounded too.
     most = 100 * evaluations.budget if samples is None else samples
-    while drawn < most:
+    while drawn < most and evaluations.left():
         wanted, members = [], []
-        while drawn < most and len(wanted) < wave:
+        while drawn < most and len(wanted) < wave and evaluations.left(members):
             arch = draw()
             drawn += 1
             around = neighborhood(arch)
-            if not evaluations.affords(members + around):
+            if evaluations.left(members + around) < 0:
                 most = drawn
                 break
             wanted.append((arch, around))
@@ -210,8 +211,6 @@ def random_search(evaluations, draw, neighborhood, g, samples=None, wave=1):
         evaluations(members)
         for arch, around in wanted:
             scores.setdefault(arch, g(evaluations(around)).item())
-        if len(evaluations.known) >= evaluations.budget:
-            break
     return scores
 
 
@@ -230,17 +229,17 @@ def local_search(evaluations, draw, neighborhood, g, starts, samples=None, score
     """
     known, expanded = evaluations.known, {}
     first = [draw() for _ in range(starts)]
-    while not evaluations.affords(first):
+    while evaluations.left(first) < 0:
         first.pop()
     evaluations(first)
     while samples is None or len(expanded) < samples:
         rest = [a for a in known if a not in expanded]
-        if not rest or len(known) >= evaluations.budget:
+        if not rest or not evaluations.left():
             break
         arch = min(rest, key=known.get)
         around = neighborhood(arch)
-        if not evaluations.affords(around):
-            evaluations(evaluations.new(around)[: evaluations.budget - len(known)])
+        if evaluations.left(around) < 0:
+            evaluations(evaluations.new(around)[: evaluations.left()])
             break
         evaluations(around)
         expanded[arch] = around
