@@ -181,6 +181,7 @@ def parse_args(argv=None):
         except utils.BadInput as error:
             parser.error(str(error))
     args = parser.parse_args(argv)
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if args.neighbors is None:
         args.neighbors = 16 if args.algo == "darts" and not args.exact else 0
     if args.algo != "darts" and args.samples is None and args.budget is None:
@@ -195,18 +196,20 @@ def parse_args(argv=None):
         args.layers = LAYERS[args.space]
     if args.cutout_length is None:
         args.cutout_length = max(1, args.image_size // 2)
-    check_args(parser, args)
+    check_args(parser, args, given)
     if args.eval:
         training_args(args, "DARTS_V2" if args.space == "darts" else nasbench201_architectures()[0])
     return args
 
 
-def check_args(parser, args):
-    """End with one line where a flag is out of range or contradicts another."""
+def check_args(parser, args, given):
+    """End with one line where a flag is out of range, contradicts another or is not read. given: names of the
+    flags that are not at their defaults."""
     space = SPACES[args.space]
     edges = len(space.cells) * len(space.edges)
     if args.algo != "darts":  # of a discrete architecture
         edges = edge_count(space)
+    gradient = args.algo == "darts" and not args.exact
     table_alone = args.exact or (args.algo != "darts" and not args.eval)  # no images, no supernet
     most = 1_000_000 if args.eval else 15_625
     ranges = dict(
@@ -237,9 +240,12 @@ def check_args(parser, args):
         parser.error("--eval train and --bench are two ways to an error: leave one of them out")
     way = "--exact" if args.exact else "--eval train" if args.eval else f"--algo {args.algo}"
     read_by = {
-        "neighbor_batch weight_step unrolled epochs arch_warmup amp compile": args.algo == "darts"
-        and not args.exact,
+        "neighbor_batch weight_step unrolled epochs arch_warmup amp compile": gradient,
+        "learning_rate_min sharpness_images": gradient,
+        "dataset data image_size train_portion cutout cutout_length": not table_alone,
+        "init_channels layers batch_size learning_rate momentum weight_decay grad_clip": not table_alone,
         "perturb arch_learning_rate arch_weight_decay": args.algo == "darts",
+        "bench_metric": table_alone,
         "alpha_scale steps": args.exact,
         "eval_epochs": args.eval,
         "samples budget": args.algo != "darts",
@@ -247,10 +253,12 @@ def check_args(parser, args):
     }
     for names, read in read_by.items():
         for name in names.split():
-            if not read and getattr(args, name) != parser.get_default(name):
+            if name in given and not read:
                 parser.error(f"--{name} has no meaning with {way}: leave it out")
-    if args.compile and args.unrolled:
-        parser.error("--compile does not go with --unrolled: leave one of them out")
+    if args.unrolled and (args.compile or args.amp != "none"):
+        # bf16 drowns the finite difference of the second order.
+        other = "--compile" if args.compile else f"--amp {args.amp}"
+        parser.error(f"{other} does not go with --unrolled: leave one of them out")
     if train.processes()[1] > 1 and not args.eval:
         parser.error("torchrun shares the work of --eval train alone: run this in one process")
     if table_alone:

@@ -99,7 +99,7 @@ def test_the_memory_pays_once_and_within_the_budget():
     evaluations = Evaluations(lambda archs: asked.extend(archs) or f(archs), budget=3)
     a, b, c, d = ARCHS[:4]
     assert evaluations([a, b, a]).tolist() == f([a, b, a]) and asked == [a, b]
-    assert evaluations.affords([a, b, c]) and not evaluations.affords([c, d])
+    assert (evaluations.left(), evaluations.left([a, b, c]), evaluations.left([c, d])) == (1, 0, -1)
     with pytest.raises(ValueError, match="a budget of 3 evaluations is exceeded"):
         evaluations([c, d])
     assert evaluations([b, c]).tolist() == f([b, c]) and asked == [a, b, c]
@@ -118,7 +118,7 @@ def test_flat_and_sharp_minima():
 @pytest.mark.parametrize("samples,budget", [(6, None), (None, 20), (4, 15), (None, 7)])
 def test_random_search_equals_a_plain_one(samples, budget, wave):
     for seed in range(20):
-        draw, paid, scores = drawer(seed), [], {}
+        draw, paid, scores = drawer(seed), [], {}  # a budget of 7 is one whole neighborhood
         for _ in range(samples or 10_000):
             if len(paid) == budget:
                 break
@@ -128,10 +128,11 @@ def test_random_search_equals_a_plain_one(samples, budget, wave):
                 break
             paid += new
             scores.setdefault(a, sum(f(ball(a))) / len(ball(a)))
-        evaluations = Evaluations(f, budget)
-        got = random_search(evaluations, drawer(seed), around, MEAN, samples, wave)
+        evaluations, draw_too = Evaluations(f, budget), drawer(seed)
+        got = random_search(evaluations, draw_too, around, MEAN, samples, wave)
         assert list(got) == list(scores) and got == pytest.approx(scores)
         assert sorted(evaluations.known) == sorted(paid)
+        assert [draw(), draw()] == [draw_too(), draw_too()]  # the generator stands where it stood
 
 
 @pytest.mark.parametrize("samples,budget", [(4, None), (None, 20), (2, 15)])
@@ -292,6 +293,12 @@ FLAGS = [
     ("--exact --space nasbench201 --bench t.csv --epochs 9", "--epochs has no meaning with --exact"),
     ("--algo rs --space nasbench201 --bench t.csv --perturb move", "--perturb has no meaning with --algo rs"),
     ("--algo rs --space nasbench201 --bench t.csv --starts 3", "--starts has no meaning with --algo rs"),
+    ("--algo rs --space nasbench201 --bench t.csv --layers 9", "--layers has no meaning with --algo rs"),
+    ("--exact --space nasbench201 --bench t.csv --cutout", "--cutout has no meaning with --exact"),
+    ("--space nasbench201 --bench t.csv --bench_metric x", "--bench_metric has no meaning with --algo darts"),
+    ("--algo ls --eval train --learning_rate_min 0", "--learning_rate_min has no meaning with --eval train"),
+    ("--unrolled --amp bf16", "--amp bf16 does not go with --unrolled"),
+    ("--unrolled --compile", "--compile does not go with --unrolled"),
     ("--algo ls --eval train --unrolled", "--unrolled has no meaning with --eval train"),
     ("--algo rs --eval train --arch_warmup 3", "--arch_warmup has no meaning with --eval train"),
     ("--steps 9", "--steps has no meaning with --algo darts"),
@@ -557,7 +564,7 @@ def test_the_study_of_searches_goes_on_and_compares_by_seed(table, tmp_path, cap
         eigenvalue = statistics.mean(run["sharpness"]["hessian_eigenvalue"] for run in both)
         assert f" {eigenvalue:.3f} |" in first
     assert [run["sharpness"]["loss_std"] for run in runs["DARTS-batch_norm_in_16_groups"]] == [0, 0]
-    (tmp_path / "healthy" / "DARTS-seed1" / "metrics.csv").write_text("epoch\n")  # as if it had been killed
+    (tmp_path / "healthy" / "DARTS-seed1" / "result.json").unlink()  # as if killed before it was written
     study_nasbench201.main()
     again = capsys.readouterr().out
     assert (
