@@ -33,7 +33,7 @@ def gradient(model, x, y, shifts):
     return torch.autograd.grad(loss, model.alpha)[0].flatten()
 
 
-def main():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,13 +41,16 @@ def main():
     parser.add_argument("--images", type=int, default=512, help="images of the architecture half")
     parser.add_argument("--neighbors", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="of a step")
     parser.add_argument("--data", help="where the images lie now (default: where the run found them)")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(args):
     for path in args.runs:
         run = visualize.load_run(path)
         where = argparse.Namespace(device="cpu", data=args.data, images=args.images)
         model, batches = visualize.load_supernet(path, run, where)
         if len(batches) < 2 or any(len(y) % n for _, y in batches for n in args.neighbors):
-            parser.error("--images: at least two batches, of a size that every --neighbors divides")
+            raise utils.BadInput("--images: at least two batches, of a size that every --neighbors divides")
         edges, ops = model.alpha[..., 0].numel(), model.alpha.shape[-1]
         ball, center = ball_shifts(edges, ops, 1), torch.zeros(1, edges, dtype=torch.long)
         g = utils.generator(0, 3)
@@ -81,4 +84,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    utils.run(main, parse_args())

@@ -69,8 +69,8 @@ study_nasbench201.twist(sys.argv.pop(1))
 runpy.run_path({os.path.join(ROOT, "search.py")!r}, run_name="__main__")
 """
 COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_test_200")
-# Two-sided 95 % quantiles of Student's t by degrees of freedom, for the paired differences
-T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
+# Two-sided 95 % quantiles of Student's t by degrees of freedom, from 1 on, for the paired differences
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
 
 def twist(name):
@@ -130,11 +130,7 @@ def rows(path):
 
 
 def finished(path):
-    try:
-        with open(os.path.join(path, "args.json")) as file:
-            return len(rows(path)) == json.load(file)["epochs"]
-    except FileNotFoundError:
-        return False
+    return os.path.exists(os.path.join(path, "result.json"))  # which a search writes last
 
 
 def search(args, method, seed):
@@ -150,7 +146,9 @@ def search(args, method, seed):
         command += [*SETTINGS[args.setting].split(), *flags.split(), "--seed", str(seed)]
         command += ["--data", args.data, "--bench", args.bench, "--save", path]
     quiet = dict(stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    subprocess.run(command, check=True, **quiet)
+    status = subprocess.run(command, **quiet).returncode
+    if status:
+        sys.exit(f"{method}, seed {seed}: search.py ended with status {status}; run this again to go on")
     print(f"{method}, seed {seed}: {rows(path)[-1]['genotype']}", flush=True)
 
 
@@ -173,7 +171,8 @@ def paired(runs, other):
     ]
     if len(pairs) < 2:
         return ""
-    half = T95.get(len(pairs) - 1, 1.96) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+    t = T95[min(len(pairs) - 1, len(T95)) - 1]  # of more pairs than the table has, a little wide
+    half = t * statistics.stdev(pairs) / math.sqrt(len(pairs))
     return f"{statistics.mean(pairs):+.2f} ({half:.2f})"
 
 
@@ -227,6 +226,8 @@ def main():
         "--report", action="store_true", help="print the table of what is finished, run nothing"
     )
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error("--jobs: at least one")
     most = max(seeds for _, seeds, *_ in METHODS.values())
     grid = [  # seed by seed, so that what is finished early compares all methods
         (method, seed)
