@@ -78,7 +78,7 @@ def test_named_cells_are_the_published_ones(name):
     for cell in CELLS[name].split(" / "):
         *pairs, concat = cell.split()
         fields += [tuple((SHORT[pair[:2]], int(pair[2])) for pair in pairs), tuple(map(int, concat))]
-    assert tuple(arch) == tuple(fields) and set(NAMED) == {*CELLS, "NA_DARTS"}
+    assert tuple(arch) == tuple(fields) and set(NAMED) == {*CELLS, "NA_DARTS", "DARTS_HERE"}
     assert operations(arch) == [op for op, _ in fields[0] + fields[2]]
 
 
@@ -221,7 +221,7 @@ def test_hostile_text_is_refused_quickly(text):
 @pytest.mark.parametrize(
     "text,hint",
     [
-        ("DARTS_V3", "(as DARTS_V2, DARTS_V1, NA_DARTS)"),
+        ("DARTS_V3", "(as DARTS_V2, DARTS_V1, DARTS_HERE)"),
         ("darts_v2", "DARTS_V2"),
         ("", "neither a name"),
         ("no\nsuch\0name", "neither a name"),
