@@ -1,15 +1,21 @@
 """What an architecture step of NA-DARTS sees that one of DARTS does not: how far their gradients agree.
 
     python tests/study_gradients.py RUN [RUN ...] [--images 512] [--neighbors 2 4 8 16 32]
+    python tests/study_gradients.py RUN [RUN ...] --operations    which operations the steps favor
 
 For the supernet of each run, as it ended, cosines of gradients by alpha; the neighborhood is that of radius
 1, roll and mean, whatever the run had. Over all images: the gradient at the center with that of the whole
 neighborhood, each member on whole batches. Of single steps, each on one batch, with what they estimate, over
 the other batches: of DARTS; of NA-DARTS with n sampled neighbors, each on a share of the batch; and, to tell
 the shares from the neighbors, of DARTS with the batch cut into n shares. Images are not augmented.
+
+With --operations, the mean loss of the steps, and what their descent asks of each operation: less the
+gradient by its alpha, mean over batches and edges. This leaves the whole neighborhood out, whose 197 members
+in the DARTS space, each on all images, take an hour.
 """
 
 import argparse
+import functools
 import os
 import sys
 
@@ -27,10 +33,31 @@ from neighborhood import ball_shifts, sample_shifts  # noqa: E402
 METHOD = argparse.Namespace(perturb="roll", agg="mean", neighbor_batch="split")
 
 
-def gradient(model, x, y, shifts):
-    """The gradient by alpha of one architecture step on neighbors (n, E), flat; one alone has all images."""
+def loss_and_gradient(model, x, y, shifts):
+    """The loss of one architecture step on neighbors (n, E), one of which alone has all images, and its
+    gradient by alpha, flat."""
     loss = search.neighborhood_loss(model, x, y, shifts, METHOD)
-    return torch.autograd.grad(loss, model.alpha)[0].flatten()
+    return loss.item(), torch.autograd.grad(loss, model.alpha)[0].flatten()
+
+
+def gradient(*step):
+    return loss_and_gradient(*step)[1]
+
+
+def print_operations(model, batches, center, neighbors, g):
+    """A row for each kind of step: its loss, and what its descent asks of each operation."""
+    edges, ops = center.shape[1], model.space.ops
+    kinds = {"center": lambda: center}
+    for n in neighbors:
+        kinds[f"center, {n} shares"] = functools.partial(center.expand, n, -1)
+        kinds[f"{n} neighbors"] = functools.partial(sample_shifts, edges, len(ops), 1, n, g)
+    print(f"| step | loss | {' | '.join(ops)} |\n{'|---' * (len(ops) + 2)}|")
+    for name, draw in kinds.items():
+        losses, gradients = zip(*(loss_and_gradient(model, x, y, draw()) for x, y in batches), strict=True)
+        descent = -sum(gradients).view(-1, len(ops)).mean(0) / len(batches)
+        asked = " | ".join(f"{10_000 * value:+.1f}" for value in descent)
+        print(f"| {name} | {sum(losses) / len(losses):.3f} | {asked} |", flush=True)
+    print("Of the operations, in ten-thousandths of a nat by unit of alpha")
 
 
 def parse_args(argv=None):
@@ -40,6 +67,7 @@ def parse_args(argv=None):
     parser.add_argument("runs", nargs="+", help="folders of gradient searches")
     parser.add_argument("--images", type=int, default=512, help="images of the architecture half")
     parser.add_argument("--neighbors", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="of a step")
+    parser.add_argument("--operations", action="store_true", help="which operations the steps favor, instead")
     parser.add_argument("--data", help="where the images lie now (default: where the run found them)")
     return parser.parse_args(argv)
 
@@ -54,6 +82,11 @@ def main(args):
         edges, ops = model.alpha[..., 0].numel(), model.alpha.shape[-1]
         ball, center = ball_shifts(edges, ops, 1), torch.zeros(1, edges, dtype=torch.long)
         g = utils.generator(0, 3)
+        if args.operations:
+            print(path)
+            with running_statistics_kept(model):
+                print_operations(model, batches, center, args.neighbors, g)
+            continue
         with running_statistics_kept(model):
             at_center = [gradient(model, x, y, center) for x, y in batches]
             around = [

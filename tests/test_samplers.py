@@ -11,15 +11,19 @@ import sys
 
 import pytest
 import study_flatness
+import study_gradients
 import study_nasbench201
 import torch
+import torch.nn.functional as F
 from test_bad_input import refused
 from test_table import data
 
 import neighborhood
 import search
 import utils
+import visualize
 from genotypes import SPACES, nasbench201_architectures, operations, parse_architecture
+from model_search import running_statistics_kept
 from neighborhood import (
     AGGREGATE,
     PERTURB,
@@ -570,3 +574,40 @@ def test_the_study_of_searches_goes_on_and_compares_by_seed(table, tmp_path, cap
     assert (
         again.count(", seed ") == 1 and again[again.index("\nhealthy") :] == first[first.index("\nhealthy") :]
     )
+
+
+def test_what_steps_ask_of_operations(tmp_path, capsys):
+    """The study of gradients against finite differences; one share is the whole batch."""
+    run = str(tmp_path / "run")
+    flags = "--space nasbench201 --dataset shapes --image_size 8 --init_channels 2 --layers 1 --epochs 1"
+    more = f"--batch_size 480 --sharpness_images 0 --seed 0 --save {run}"
+    search.main(search.parse_args([*flags.split(), *more.split()]))
+    capsys.readouterr()
+    study_gradients.main(
+        study_gradients.parse_args([run, "--operations", "--images", "960", "--neighbors", "1", "2"])
+    )
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    asked = {
+        line[0]: [float(value) for value in line[1:]]
+        for line in lines
+        if len(line) == 7 and "step" not in line
+    }
+    assert list(asked) == ["center", "center, 1 shares", "1 neighbors", "center, 2 shares", "2 neighbors"]
+    assert asked["center"] == asked["center, 1 shares"] != asked["center, 2 shares"]
+    where = argparse.Namespace(device="cpu", data=None, images=960)
+    model, batches = visualize.load_supernet(run, visualize.load_run(run), where)
+    model.double()
+
+    def loss(alpha, shares):
+        p = alpha.softmax(-1).expand(shares, -1, -1, -1)
+        with torch.no_grad(), running_statistics_kept(model):
+            losses = [F.cross_entropy(model(x.double(), p), y) for x, y in batches]
+        return sum(losses).item() / len(losses)
+
+    for shares in (1, 2):
+        row, alpha, h = asked[f"center, {shares} shares"], model.alpha.detach(), 1e-4
+        assert row[0] == pytest.approx(loss(alpha, shares), abs=2e-3)
+        for o, value in enumerate(row[1:]):
+            step = h * F.one_hot(torch.tensor(o), 5)
+            slope = (loss(alpha - step, shares) - loss(alpha + step, shares)) / (2 * h)
+            assert value == pytest.approx(10_000 * slope / 6, abs=0.1 + 0.02 * abs(value))
