@@ -54,13 +54,30 @@ def cat_channels(tensors, n):
     return x.flatten(3).permute(0, 3, 1, 2)
 
 
+def in_one_picture(x, n):
+    """Groups side by side in the channels, (b, n C, H, W), to side by side in the rows, (b, C, H, W n), for
+    what works pixel by pixel or on all of them alike. The same memory, channels last."""
+    b, C, H, W = x.shape
+    return x.permute(0, 2, 3, 1).reshape(b, H, W * n, C // n).permute(0, 3, 1, 2)
+
+
+def from_one_picture(x, n):
+    """The way back from `in_one_picture`."""
+    b, C, H, W = x.shape
+    return x.permute(0, 2, 3, 1).reshape(b, H, W // n, n * C).permute(0, 3, 1, 2)
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm, times a factor for each of the groups side by side.
 
     forward(x, scale): x (b, n C, H, W), scale (n,) or None. In training mode this is n separate passes, the
     updates of the running statistics included, whose outputs are multiplied by scale. The factor is folded
     into the weight of the normalisation and costs nothing.
+
+    shared: in training mode all groups are normalised as one batch, and the factors cost a product.
     """
+
+    shared = False
 
     def __init__(self, C, affine=True):
         super().__init__(C, affine=affine)
@@ -68,6 +85,9 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x, scale=None):
         n, C = x.shape[1] // self.num_features, self.num_features
+        if n > 1 and self.shared and self.training:
+            x = from_one_picture(super().forward(in_one_picture(x, n)), n)
+            return x if scale is None else x * scale.to(x.dtype).repeat_interleave(C)[:, None, None]
         weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
         if n > 1:
             weight, bias = (None if value is None else value.repeat(n) for value in (weight, bias))
@@ -105,10 +125,7 @@ class Conv(nn.Conv2d):
             return super().forward(x)
         if self.kernel_size != (1, 1) or self.stride != (1, 1):
             return side_by_side(super().forward(one_after_the_other(x, n)), n)
-        b, C, H, W = x.shape  # pixels alone count: the same memory as wider images
-        x = x.permute(0, 2, 3, 1).reshape(b, H, W * n, C // n).permute(0, 3, 1, 2)
-        x = super().forward(x).permute(0, 2, 3, 1)
-        return x.reshape(b, H, W, -1).permute(0, 3, 1, 2)
+        return from_one_picture(super().forward(in_one_picture(x, n)), n)
 
 
 class ConvOp(nn.Module):

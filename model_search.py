@@ -4,7 +4,8 @@
 - p of shape (cells, E, O): one mixture for the whole batch, `model.mixture()` for the supernet's own;
 - p of shape (n, cells, E, O): the batch is cut into n equal groups, one after the other, and group k runs
   under p[k]. Each group has its own batch norm statistics, so one pass with n groups is n separate passes, at
-  the cost of one: inside, the groups lie side by side in the channels, see model.py.
+  the cost of one: inside, the groups lie side by side in the channels, see model.py. After
+  `model.share_statistics(True)` those of all groups together normalise each, in training mode.
 
 The networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang; ICLR 2020).
 Five things are computed otherwise than there, with the same result: `none` costs nothing; what depends on an
@@ -154,6 +155,12 @@ class Supernet(nn.Module):
     def mixture(self):
         """softmax(alpha): (cells, E, O)."""
         return self.alpha.softmax(-1)
+
+    def share_statistics(self, shared):
+        """Whether batch norm takes the n groups of a pass for one batch, or each for one of its own."""
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.shared = shared
 
     def stemmed(self, x, n):
         """The first convolution; from here on the n groups lie side by side in the channels."""

@@ -108,6 +108,8 @@ def parse_args(argv=None):
         "whole neighborhood)")
     add("--neighbor_batch", choices=("split", "repeat"), default="split",
         help="split: each neighbor has its share of the batch; repeat: all of it, at n times the cost")
+    add("--neighbor_norm", choices=("own", "shared"), default="own",
+        help="batch norm statistics of a neighbor: own, those of its images; shared, those of all neighbors")
     add("--perturb", choices=PERTURB, default="roll", help="what a neighbor does to a changed edge")
     add("--weight_step", choices=("center", "neighbors"), default="center", help="what trains the weights")
     add("--unrolled", action="store_true", help="second order: look one weight step ahead")
@@ -240,7 +242,7 @@ def check_args(parser, args, given):
         parser.error("--eval train and --bench are two ways to an error: leave one of them out")
     way = "--exact" if args.exact else "--eval train" if args.eval else f"--algo {args.algo}"
     read_by = {
-        "neighbor_batch weight_step unrolled epochs arch_warmup amp compile": gradient,
+        "neighbor_batch neighbor_norm weight_step unrolled epochs arch_warmup amp compile": gradient,
         "learning_rate_min sharpness_images": gradient,
         "dataset data image_size train_portion cutout cutout_length": not table_alone,
         "init_channels layers batch_size learning_rate momentum weight_decay grad_clip": not table_alone,
@@ -710,6 +712,7 @@ def report_search(folder, args, method, arch, rows, model, arch_set, normalisati
             drawn = visualize.loss_batches(
                 *arch_set, args.sharpness_images, args.batch_size, args.seed, normalisation
             )
+            model.share_statistics(False)  # each neighbor for itself
             sharpness = visualize.sharpness(model, drawn, args.perturb)
             folder.log(visualize.sharpness_text(sharpness))
         visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
@@ -749,6 +752,7 @@ def main(args):
     # Supernet and optimizers
     space = SPACES[args.space]
     model = SUPERNETS[args.space](args.init_channels, args.layers, len(classes)).to(device)
+    model.share_statistics(args.neighbor_norm == "shared")
     weights = model.weight_parameters()
     weight_optimizer = torch.optim.SGD(
         weights, args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay

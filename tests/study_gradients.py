@@ -1,7 +1,7 @@
 """What an architecture step of NA-DARTS sees that one of DARTS does not: how far their gradients agree.
 
     python tests/study_gradients.py RUN [RUN ...] [--images 512] [--neighbors 2 4 8 16 32]
-    python tests/study_gradients.py RUN [RUN ...] --operations    which operations the steps favor
+    python tests/study_gradients.py RUN [RUN ...] --operations    which operations the steps favor, and why
 
 For the supernet of each run, as it ended, cosines of gradients by alpha; the neighborhood is that of radius
 1, roll and mean, whatever the run had. Over all images: the gradient at the center with that of the whole
@@ -9,9 +9,11 @@ neighborhood, each member on whole batches. Of single steps, each on one batch, 
 the other batches: of DARTS; of NA-DARTS with n sampled neighbors, each on a share of the batch; and, to tell
 the shares from the neighbors, of DARTS with the batch cut into n shares. Images are not augmented.
 
-With --operations, the mean loss of the steps, and what their descent asks of each operation: less the
-gradient by its alpha, mean over batches and edges. This leaves the whole neighborhood out, whose 197 members
-in the DARTS space, each on all images, take an hour.
+With --operations, for n neighbors: the mean loss of the steps; what their descent asks of each operation,
+less the gradient by its alpha, mean over batches and edges; and how far their mean gradient agrees (cosine)
+with that of the same neighbors each on whole batches, which is what a step on shares stands for. Batch norm
+then has each share's own statistics, or shared ones. This leaves the whole neighborhood out, whose 197
+members in the DARTS space, each on all images, take an hour.
 """
 
 import argparse
@@ -33,9 +35,10 @@ from neighborhood import ball_shifts, sample_shifts  # noqa: E402
 METHOD = argparse.Namespace(perturb="roll", agg="mean", neighbor_batch="split")
 
 
-def loss_and_gradient(model, x, y, shifts):
+def loss_and_gradient(model, x, y, shifts, shared=False):
     """The loss of one architecture step on neighbors (n, E), one of which alone has all images, and its
-    gradient by alpha, flat."""
+    gradient by alpha, flat. shared: as --neighbor_norm has it."""
+    model.share_statistics(shared)
     loss = search.neighborhood_loss(model, x, y, shifts, METHOD)
     return loss.item(), torch.autograd.grad(loss, model.alpha)[0].flatten()
 
@@ -44,19 +47,38 @@ def gradient(*step):
     return loss_and_gradient(*step)[1]
 
 
+def on_whole_batches(model, x, y, shifts):
+    """The same where each neighbor has all images, one after the other."""
+    losses, gradients = zip(*(loss_and_gradient(model, x, y, shift[None]) for shift in shifts), strict=True)
+    return sum(losses) / len(shifts), sum(gradients) / len(shifts)
+
+
 def print_operations(model, batches, center, neighbors, g):
-    """A row for each kind of step: its loss, and what its descent asks of each operation."""
+    """A row for each kind of step: its loss, its agreement, and what its descent asks of each operation."""
     edges, ops = center.shape[1], model.space.ops
-    kinds = {"center": lambda: center}
+    shared = functools.partial(loss_and_gradient, shared=True)
+
+    def mean(step, shifts):
+        each = [step(model, x, y, one) for (x, y), one in zip(batches, shifts, strict=True)]
+        losses, gradients = zip(*each, strict=True)
+        return sum(losses) / len(batches), sum(gradients) / len(batches)
+
+    print(f"| step | loss | cosine | {' | '.join(ops)} |\n{'|---' * (len(ops) + 3)}|")
     for n in neighbors:
-        kinds[f"center, {n} shares"] = functools.partial(center.expand, n, -1)
-        kinds[f"{n} neighbors"] = functools.partial(sample_shifts, edges, len(ops), 1, n, g)
-    print(f"| step | loss | {' | '.join(ops)} |\n{'|---' * (len(ops) + 2)}|")
-    for name, draw in kinds.items():
-        losses, gradients = zip(*(loss_and_gradient(model, x, y, draw()) for x, y in batches), strict=True)
-        descent = -sum(gradients).view(-1, len(ops)).mean(0) / len(batches)
-        asked = " | ".join(f"{10_000 * value:+.1f}" for value in descent)
-        print(f"| {name} | {sum(losses) / len(losses):.3f} | {asked} |", flush=True)
+        drawn = [sample_shifts(edges, len(ops), 1, n, g) for _ in batches]
+        still = [center.expand(n, -1)] * len(batches)
+        _, wanted = whole = mean(on_whole_batches, drawn)
+        rows = {
+            "center, whole batches": mean(loss_and_gradient, [center] * len(batches)),
+            f"{n} neighbors, whole batches": whole,
+            f"center, {n} shares": mean(loss_and_gradient, still),
+            f"{n} neighbors": mean(loss_and_gradient, drawn),
+            f"{n} neighbors, shared": mean(shared, drawn),
+        }
+        for name, (loss, total) in rows.items():
+            asked = " | ".join(f"{-10_000 * value:+.1f}" for value in total.view(-1, len(ops)).mean(0))
+            cosine = F.cosine_similarity(total, wanted, 0).item()
+            print(f"| {name} | {loss:.3f} | {cosine:.2f} | {asked} |", flush=True)
     print("Of the operations, in ten-thousandths of a nat by unit of alpha")
 
 

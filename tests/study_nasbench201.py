@@ -25,7 +25,7 @@ SETTINGS = {  # reduced: a supernet in which DARTS mostly does well, and one dee
     "healthy": f"{IMAGES} --init_channels 8 --layers 1 --epochs 15",
     "deep": f"{IMAGES} --init_channels 8 --layers 3 --epochs 15",
 }
-NEAR = "--neighborhood 1 --agg mean --neighbors 8"
+NEAR = "--neighborhood 1 --agg mean --neighbors 8 --neighbor_norm own"
 METHODS = {  # flags, seeds; some with a twist, see below
     "DARTS": ("--neighborhood 0", 4),
     "roll": (f"{NEAR} --perturb roll", 4),
@@ -43,6 +43,7 @@ METHODS = {  # flags, seeds; some with a twist, see below
         f"{NEAR} --perturb roll --neighborhood 3 --weight_step neighbors",
         2,
     ),
+    "roll, 16 neighbors, shared": (f"{NEAR} --perturb roll --neighbors 16 --neighbor_norm shared", 4),
     "DARTS, warm-up": ("--neighborhood 0 --arch_warmup 5", 4),
     "roll, 16 neighbors, warm-up": (f"{NEAR} --perturb roll --neighbors 16 --arch_warmup 5", 4),
     "roll, 16 neighbors, center in the batch": (

@@ -42,6 +42,7 @@ FLAGS = [
     ("--agg min", "invalid choice: 'min'"),
     ("--perturb swap", "invalid choice: 'swap'"),
     ("--weight_step both", "invalid choice"),
+    ("--exact --space nasbench201 --neighbor_norm shared", "--neighbor_norm has no meaning with --exact"),
     ("--space nasnet", "invalid choice: 'nasnet'"),
     ("--dataset mnist", "invalid choice: 'mnist'"),
     ("--epochs 0", "--epochs 0 is out of range"),

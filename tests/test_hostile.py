@@ -304,7 +304,7 @@ for script, (integers, floats) in NUMBERS.items():
 
 # Words
 for script, flags in {
-    "search.py": "algo agg neighbor_batch perturb weight_step ls_score space dataset",
+    "search.py": "algo agg neighbor_batch neighbor_norm perturb weight_step ls_score space dataset",
     "train.py": "dataset schedule amp",
 }.items():
     for flag in flags.split():

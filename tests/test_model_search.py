@@ -105,6 +105,32 @@ def test_groups_equal_separate_passes(space, C, layers, size, n, training):
         assert close(model(x, q)[: len(x) // n], together[: len(x) // n])
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("space,C,layers,size", CASES)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_groups_that_share_statistics(space, C, layers, size, n, training):
+    """They are one batch in which each image has its own mixture: outputs, gradients, running statistics."""
+    model = build(space, C, layers)
+    plain = copy_weights(model, PLAIN[space](C, layers, 10).double())
+    x, y = images(6, size)
+    model(x, model.mixture()), plain(x, model.mixture())
+    model.train(training), plain.train(training)
+    model.share_statistics(True)
+    q = (model.alpha + torch.randn(n, *model.alpha.shape, dtype=torch.float64)).softmax(-1).detach()
+    q.requires_grad_()
+    by_image = q.repeat_interleave(6 // n, 0).permute(1, 2, 3, 0)[..., None, None, None]
+    results = []
+    for net, p, weights in ((model, q, model.weight_parameters()), (plain, by_image, plain.parameters())):
+        logits = net(x, p)
+        results.append([logits, *torch.autograd.grad(F.cross_entropy(logits, y), [q, *weights])])
+    assert all(close(a, b) for a, b in zip(*results, strict=True))
+    model.share_statistics(False)
+    with running_statistics_kept(model):
+        assert close(model(x, q), results[0][0]) == (n == 1 or not training)
+    model.eval(), plain.eval()  # what the running statistics have become
+    assert close(model(x, q[0]), plain(x, q[0]))
+
+
 @pytest.mark.parametrize("space", SPACES)
 def test_one_hot_weights_give_the_chain_of_chosen_operations(space):
     """A mixed cell with one-hot weights equals the sum over edges of the chosen operations, computed

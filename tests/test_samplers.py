@@ -587,13 +587,27 @@ def test_what_steps_ask_of_operations(tmp_path, capsys):
         study_gradients.parse_args([run, "--operations", "--images", "960", "--neighbors", "1", "2"])
     )
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
-    asked = {
-        line[0]: [float(value) for value in line[1:]]
-        for line in lines
-        if len(line) == 7 and "step" not in line
-    }
-    assert list(asked) == ["center", "center, 1 shares", "1 neighbors", "center, 2 shares", "2 neighbors"]
-    assert asked["center"] == asked["center, 1 shares"] != asked["center, 2 shares"]
+    lines = [line for line in lines if len(line) == 8 and "step" not in line]
+    assert [line[0] for line in lines] == [
+        name
+        for n in (1, 2)
+        for name in (
+            "center, whole batches",
+            f"{n} neighbors, whole batches",
+            f"center, {n} shares",
+            f"{n} neighbors",
+            f"{n} neighbors, shared",
+        )
+    ]
+    one, two = (
+        {line[0]: [float(value) for value in line[1:]] for line in part} for part in (lines[:5], lines[5:])
+    )
+    assert one["center, whole batches"] == one["center, 1 shares"]
+    assert one["1 neighbors, whole batches"] == one["1 neighbors"] == one["1 neighbors, shared"]
+    assert one["1 neighbors"][1] == two["2 neighbors, whole batches"][1] == 1  # the cosine with itself
+    assert two["center, whole batches"] != two["center, 2 shares"]
+    assert len({tuple(row) for row in two.values()}) == 5
+    asked = {**one, **two}
     where = argparse.Namespace(device="cpu", data=None, images=960)
     model, batches = visualize.load_supernet(run, visualize.load_run(run), where)
     model.double()
@@ -607,7 +621,7 @@ def test_what_steps_ask_of_operations(tmp_path, capsys):
     for shares in (1, 2):
         row, alpha, h = asked[f"center, {shares} shares"], model.alpha.detach(), 1e-4
         assert row[0] == pytest.approx(loss(alpha, shares), abs=2e-3)
-        for o, value in enumerate(row[1:]):
+        for o, value in enumerate(row[2:]):
             step = h * F.one_hot(torch.tensor(o), 5)
             slope = (loss(alpha - step, shares) - loss(alpha + step, shares)) / (2 * h)
             assert value == pytest.approx(10_000 * slope / 6, abs=0.1 + 0.02 * abs(value))
