@@ -108,8 +108,9 @@ def parse_args(argv=None):
         "whole neighborhood)")
     add("--neighbor_batch", choices=("split", "repeat"), default="split",
         help="split: each neighbor has its share of the batch; repeat: all of it, at n times the cost")
-    add("--neighbor_norm", choices=("own", "shared"), default="own",
-        help="batch norm statistics of a neighbor: own, those of its images; shared, those of all neighbors")
+    add("--neighbor_norm", choices=("own", "shared"),
+        help="batch norm statistics of a neighbor: own, those of its images; shared, those of all neighbors "
+        "(default: shared in the darts space where the batch is split, otherwise own)")
     add("--perturb", choices=PERTURB, default="roll", help="what a neighbor does to a changed edge")
     add("--weight_step", choices=("center", "neighbors"), default="center", help="what trains the weights")
     add("--unrolled", action="store_true", help="second order: look one weight step ahead")
@@ -186,6 +187,9 @@ def parse_args(argv=None):
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if args.neighbors is None:
         args.neighbors = 16 if args.algo == "darts" and not args.exact else 0
+    if args.neighbor_norm is None:
+        split = args.neighbor_batch == "split"
+        args.neighbor_norm = "shared" if split and args.space == "darts" else "own"
     if args.algo != "darts" and args.samples is None and args.budget is None:
         args.samples, args.budget = (1000, None) if args.algo == "rs" else (None, 200)
         if args.eval:

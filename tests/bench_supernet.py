@@ -91,8 +91,9 @@ class Jobs:
         self.model.zero_grad()
         F.cross_entropy(self.model(self.x, self.model.mixture()), self.y).backward()
 
-    def arch_step(self, neighbors=0, way="split"):
+    def arch_step(self, neighbors=0, way="split", norm="own"):
         """The loss over so many neighbors, and its gradient by alpha; 0 is DARTS."""
+        self.model.share_statistics(norm == "shared")
         args = search.parse_args(
             ["--space", self.space, "--neighborhood", "1" if neighbors else "0", "--neighbor_batch", way]
             + ["--neighbors", str(neighbors or 1), "--batch_size", str(self.batch)]
@@ -164,17 +165,19 @@ def neighbor_table(size, turns, results, plot):
     counts = [1, 2, 4, 8, 16]
     steps = {"DARTS": jobs.arch_step}
     steps |= {("split", n): lambda n=n: jobs.arch_step(n) for n in counts}
+    steps |= {("shared", n): lambda n=n: jobs.arch_step(n, norm="shared") for n in counts}
     steps |= {("repeat", n): lambda n=n: jobs.arch_step(n, "repeat") for n in (2, 4)}
     seconds = take_turns(steps, turns)
     print(
-        "architecture step, darts, over that of DARTS\n| neighbors | split | repeat | repeat, per neighbor |"
+        "architecture step, darts, over that of DARTS\n"
+        "| neighbors | split | split, shared statistics | repeat | repeat, per neighbor |"
     )
-    print("|---|---|---|---|")
+    print("|---|---|---|---|---|")
     table = {key: ratio(values, seconds["DARTS"]) for key, values in seconds.items()}
     for n in counts:
         repeat = table.get(("repeat", n))
         more = f"{repeat:.2f} | {repeat / n:.2f}" if repeat else " | "
-        print(f"| {n} | {table['split', n]:.2f} | {more} |")
+        print(f"| {n} | {table['split', n]:.2f} | {table['shared', n]:.2f} | {more} |")
     results["na_repeat_4"] = f"ratio={table['repeat', 4]:.2f} per_neighbor={table['repeat', 4] / 4:.2f}"
     if plot:
         import matplotlib

@@ -69,6 +69,16 @@ def test_neighbors_need_not_divide_the_batch_where_it_is_not_cut():
     assert search.parse_args("--neighbors 7 --neighbor_batch repeat".split()).neighbors == 7
     assert search.parse_args([]).neighbors == 16  # and whole neighborhoods where nothing is trained together
     assert search.parse_args("--algo ls --eval train".split()).neighbors == 0
+
+
+def test_default_statistics_of_neighbors():
+    for flags, norm in (
+        ("", "shared"),
+        ("--neighbor_batch repeat", "own"),
+        ("--space nasbench201", "own"),
+        ("--neighbor_norm own", "own"),
+    ):
+        assert search.parse_args(flags.split()).neighbor_norm == norm
     assert search.parse_args("--neighbors 7 --neighborhood 0".split()).neighbors == 7
 
 
