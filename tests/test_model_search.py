@@ -105,16 +105,13 @@ def test_groups_equal_separate_passes(space, C, layers, size, n, training):
         assert close(model(x, q)[: len(x) // n], together[: len(x) // n])
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("space,C,layers,size", CASES)
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_groups_that_share_statistics(space, C, layers, size, n, training):
+@pytest.mark.parametrize("n", [2, 3])
+def test_groups_that_share_statistics(space, C, layers, size, n):
     """They are one batch in which each image has its own mixture: outputs, gradients, running statistics."""
     model = build(space, C, layers)
     plain = copy_weights(model, PLAIN[space](C, layers, 10).double())
     x, y = images(6, size)
-    model(x, model.mixture()), plain(x, model.mixture())
-    model.train(training), plain.train(training)
     model.share_statistics(True)
     q = (model.alpha + torch.randn(n, *model.alpha.shape, dtype=torch.float64)).softmax(-1).detach()
     q.requires_grad_()
@@ -126,7 +123,7 @@ def test_groups_that_share_statistics(space, C, layers, size, n, training):
     assert all(close(a, b) for a, b in zip(*results, strict=True))
     model.share_statistics(False)
     with running_statistics_kept(model):
-        assert close(model(x, q), results[0][0]) == (n == 1 or not training)
+        assert not close(model(x, q), results[0][0])
     model.eval(), plain.eval()  # what the running statistics have become
     assert close(model(x, q[0]), plain(x, q[0]))
 
