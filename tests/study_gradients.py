@@ -63,13 +63,14 @@ def print_operations(model, batches, center, neighbors, g):
         losses, gradients = zip(*each, strict=True)
         return sum(losses) / len(batches), sum(gradients) / len(batches)
 
+    at_center = mean(loss_and_gradient, [center] * len(batches))
     print(f"| step | loss | cosine | {' | '.join(ops)} |\n{'|---' * (len(ops) + 3)}|")
     for n in neighbors:
         drawn = [sample_shifts(edges, len(ops), 1, n, g) for _ in batches]
         still = [center.expand(n, -1)] * len(batches)
         _, wanted = whole = mean(on_whole_batches, drawn)
         rows = {
-            "center, whole batches": mean(loss_and_gradient, [center] * len(batches)),
+            "center, whole batches": at_center,
             f"{n} neighbors, whole batches": whole,
             f"center, {n} shares": mean(loss_and_gradient, still),
             f"{n} neighbors": mean(loss_and_gradient, drawn),

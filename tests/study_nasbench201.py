@@ -43,7 +43,10 @@ METHODS = {  # flags, seeds; some with a twist, see below
         f"{NEAR} --perturb roll --neighborhood 3 --weight_step neighbors",
         2,
     ),
-    "roll, 16 neighbors, shared": (f"{NEAR} --perturb roll --neighbors 16 --neighbor_norm shared", 4),
+    "roll, 16 neighbors, shared statistics": (
+        f"{NEAR} --perturb roll --neighbors 16 --neighbor_norm shared",
+        4,
+    ),
     "DARTS, warm-up": ("--neighborhood 0 --arch_warmup 5", 4),
     "roll, 16 neighbors, warm-up": (f"{NEAR} --perturb roll --neighbors 16 --arch_warmup 5", 4),
     "roll, 16 neighbors, center in the batch": (

@@ -69,6 +69,7 @@ def test_neighbors_need_not_divide_the_batch_where_it_is_not_cut():
     assert search.parse_args("--neighbors 7 --neighbor_batch repeat".split()).neighbors == 7
     assert search.parse_args([]).neighbors == 16  # and whole neighborhoods where nothing is trained together
     assert search.parse_args("--algo ls --eval train".split()).neighbors == 0
+    assert search.parse_args("--neighbors 7 --neighborhood 0".split()).neighbors == 7
 
 
 def test_default_statistics_of_neighbors():
@@ -79,7 +80,6 @@ def test_default_statistics_of_neighbors():
         ("--neighbor_norm own", "own"),
     ):
         assert search.parse_args(flags.split()).neighbor_norm == norm
-    assert search.parse_args("--neighbors 7 --neighborhood 0".split()).neighbors == 7
 
 
 def test_data_folders(capsys, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from sweep_kills import same
 
 import search
 import utils
+import visualize
 from genotypes import format_architecture, parse_architecture
 from model_search import SUPERNETS
 from neighborhood import AGGREGATE, ball_shifts, neighbors
@@ -197,6 +199,26 @@ def test_which_mixture_trains_the_weights(tmp_path):
         assert same(models["darts"], models[name]), name
     for name in ("neighbors", "cutout"):
         assert not same(models["darts"], models[name]), name
+
+
+def test_neighbors_that_share_statistics(tmp_path, monkeypatch):
+    """A search whose neighbors all are the center is DARTS where batch norm takes them for one batch, and is
+    not where each has its own statistics; the sharpness in the end is that of each neighbor for itself."""
+    darts = run_search(tmp_path / "darts", "--neighborhood", 0, "--epochs", 1)[0]["trajectory"]["alpha"]
+    monkeypatch.setattr(
+        search, "sample_shifts", lambda edges, ops, radius, n, g: torch.zeros(n, edges).long()
+    )
+    alpha = {}
+    for norm in ("shared", "own"):
+        flags = ["--neighborhood", 1, "--neighbor_norm", norm, "--epochs", 1, "--sharpness_images", 64]
+        alpha[norm] = run_search(tmp_path / norm, *flags)[0]["trajectory"]["alpha"]
+    moved = (darts[1] - darts[0]).norm()
+    assert (alpha["shared"] - darts).norm() < 0.05 * moved < (alpha["own"] - darts).norm()
+    run = str(tmp_path / "shared")
+    where = Namespace(device="cpu", data=None, images=64)
+    again = visualize.sharpness(*visualize.load_supernet(run, visualize.load_run(run), where), "roll")
+    with open(os.path.join(run, "result.json")) as file:
+        assert json.load(file)["sharpness"] == again
 
 
 def test_warm_up_is_weight_steps_alone(tmp_path, capsys):
