@@ -22,6 +22,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -86,7 +87,17 @@ def run(main, args):
         stopped.append(number)
         raise KeyboardInterrupt
 
+    def again(dropped):
+        """Python drops what is raised in a destructor, such as that of a progress bar; an interrupt that this
+        befalls comes once more when the destructor is over."""
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            number = signal.SIGTERM if stopped else signal.SIGINT
+            threading.Timer(0.01, signal.raise_signal, [number]).start()
+        else:
+            sys.__unraisablehook__(dropped)
+
     signal.signal(signal.SIGTERM, stop)
+    sys.unraisablehook = again
     try:
         main(args)
     except BaseException as error:

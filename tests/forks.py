@@ -229,6 +229,20 @@ def signal_at_data(number):
     utils.load_images = lambda *args, **more: signal.raise_signal(number)
 
 
+def signal_in_destructor(number):
+    """A signal to the process itself in the destructor of its first progress bar, where Python drops what the
+    signal raises."""
+    import tqdm
+
+    delete = tqdm.tqdm.__del__
+
+    def signal_and_delete(bar):
+        tqdm.tqdm.__del__ = delete
+        signal.raise_signal(number)
+
+    tqdm.tqdm.__del__ = signal_and_delete
+
+
 def bad_images_after(epoch, value):
     """From this epoch's checkpoint on, images are not finite."""
     import utils

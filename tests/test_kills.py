@@ -142,6 +142,18 @@ def test_a_signal_before_the_first_checkpoint(root):
     )
 
 
+@pytest.mark.parametrize("number,status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_destructor(root, number, status):
+    """Python drops what is raised there; the signal is not lost, and there is one line as ever."""
+    folder, _ = root
+    script, *flags = LONG["trained"].split()
+    save = f"destructor {status}"
+    before = ["forks.signal_in_destructor", int(number)]
+    done = forks.run(script, *flags, "--save", save, cwd=folder, before=before, timeout=30)
+    assert done.status == status
+    assert re.fullmatch("search.py: error: interrupted; .*\n", done.err)
+
+
 def test_sigterm_under_torchrun(root):
     """It goes to the launcher, which hands it on to both processes: one line, from the first of them."""
     folder, _ = root
