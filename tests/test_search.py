@@ -21,7 +21,10 @@ from model_search import SUPERNETS
 from neighborhood import AGGREGATE, ball_shifts, neighbors
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = "--dataset shapes --space nasbench201 --init_channels 2 --layers 1 --image_size 8 --batch_size 496"
+TINY = (
+    "--dataset shapes --space nasbench201 --init_channels 2 --layers 1 --image_size 8 --batch_size 496 "
+    "--sharpness_images 0"
+)
 
 
 def tiny(space="nasbench201", batch=12, seed=0):
@@ -130,6 +133,13 @@ def test_whole_neighborhood_in_one_pass():
     assert gradient.isfinite().all() and gradient.abs().min() > 0
 
 
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """A quarter of the synthetic set, for speed."""
+    draw = utils.draw_shapes
+    monkeypatch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 4, size, seed))
+
+
 def run_search(folder, *flags):
     args = search.parse_args([*TINY.split(), "--device", "cpu", *map(str, flags)])
     if args.resume is None:
@@ -157,7 +167,7 @@ def outcome(folder):
     ],
     ids=["na-darts", "weights on neighbors", "second order"],
 )
-def test_resumed_search_equals_an_uninterrupted_one(tmp_path, flags):
+def test_resumed_search_equals_an_uninterrupted_one(tmp_path, flags, few_shapes):
     whole, whole_rows = run_search(tmp_path / "whole", *flags, "--epochs", 3)
     run_search(tmp_path / "parts", *flags, "--epochs", 1)
     parts, part_rows = run_search(tmp_path / "parts", *flags, "--epochs", 3, "--resume", tmp_path / "parts")
@@ -181,7 +191,7 @@ def test_resumed_search_equals_an_uninterrupted_one(tmp_path, flags):
     )
 
 
-def test_which_mixture_trains_the_weights(tmp_path):
+def test_which_mixture_trains_the_weights(tmp_path, few_shapes):
     """With alpha at rest, the architecture step leaves the weights and running statistics alone, and the
     weight step depends on the neighbors only where it is told to."""
     still = ["--arch_learning_rate", 0, "--epochs", 1]
@@ -221,7 +231,7 @@ def test_neighbors_that_share_statistics(tmp_path, monkeypatch):
         assert json.load(file)["sharpness"] == again
 
 
-def test_warm_up_is_weight_steps_alone(tmp_path, capsys):
+def test_warm_up_is_weight_steps_alone(tmp_path, capsys, few_shapes):
     """Until --arch_warmup epochs are over alpha rests where it started, and the weights are trained as they
     are beside an alpha at rest; then the architecture steps are the first of their generators."""
     flags = ["--neighborhood", 1, "--weight_step", "center"]
@@ -247,7 +257,7 @@ def test_warm_up_is_weight_steps_alone(tmp_path, capsys):
 @pytest.mark.parametrize(
     "dies_in,more", [(3, []), (3, ["--arch_warmup", 2]), (2, ["--arch_warmup", 2, "--unrolled"])]
 )
-def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, dies_in, more):
+def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, few_shapes, dies_in, more):
     """A run of 3 epochs that dies in one of them, right after or inside warm-up too, and is resumed without
     any other flag, equals an undisturbed one."""
     flags = ["--neighborhood", 1, "--epochs", 3, *more]
@@ -260,10 +270,9 @@ def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, d
             raise KeyboardInterrupt
         return evaluate(*args)
 
-    monkeypatch.setattr(search, "evaluate", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(search, "evaluate", dies)
         run_search(tmp_path / "parts", *flags)
-    monkeypatch.undo()
     search.main(search.parse_args(["--resume", str(tmp_path / "parts")]))
     parts, part_rows = outcome(tmp_path / "parts")
     assert same(whole["model"], parts["model"]) and same(whole["trajectory"], parts["trajectory"])
@@ -271,7 +280,7 @@ def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, d
 
 
 def test_what_a_run_writes(tmp_path):
-    _, rows = run_search(tmp_path / "run", "--epochs", 2)
+    _, rows = run_search(tmp_path / "run", "--epochs", 2, "--sharpness_images", 64)
     names = sorted(os.listdir(tmp_path / "run"))
     assert names == ["args.json", "cell.csv", "cell.png", "checkpoint.pt", "genotype.json", "log.txt",
                      "metrics.csv", "result.json"]  # fmt: skip
@@ -280,6 +289,7 @@ def test_what_a_run_writes(tmp_path):
     arch = parse_architecture(str(tmp_path / "run"))
     assert rows[-1]["genotype"] == format_architecture(arch)
     assert int(rows[-1]["skip_connects"]) == rows[-1]["genotype"].count("skip_connect")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["sharpness"]["images"] == 64
     log = (tmp_path / "run" / "log.txt").read_text()
     assert f"train.py --arch {tmp_path / 'run'}" in log and format_architecture(arch) in log
     assert json.loads((tmp_path / "run" / "args.json").read_text())["neighborhood"] == 1
@@ -317,13 +327,6 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, warm_up):
     assert message.endswith(os.path.join("run", "checkpoint.pt"))
     checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
-
-
-@pytest.fixture
-def few_shapes(monkeypatch):
-    """A quarter of the synthetic set, for speed."""
-    draw = utils.draw_shapes
-    monkeypatch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 4, size, seed))
 
 
 def test_a_compiled_supernet_searches_alike(tmp_path, monkeypatch, few_shapes):

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 
+import forks
 import pytest
 import test_bad_input
 import test_search
@@ -366,12 +367,6 @@ assert not [name for name in threads if "gloo" in name], threads
 """
 
 
-def plain(tmp_path, script, *flags):
-    command = [sys.executable, str(script), *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=300, env=environment)
-
-
 # The script in float64, where rounding does not grow to something visible, and on a quarter of the pictures.
 DOUBLE = """
 import torch
@@ -392,9 +387,10 @@ def test_two_processes_equal_one_that_accumulates(tmp_path):
     flags = [*flags.split(), "--drop_path_prob", 0, "--epochs", 2, "--arch", "DARTS_V1"]
     for pieces in (1, 2):
         together, alone = tmp_path / f"together{pieces}", tmp_path / f"alone{pieces}"
-        done = torchrun(tmp_path, script, *flags, "--save", together, "--accumulate", pieces)
-        assert done.returncode == 0, done.stderr
-        plain(tmp_path, script, *flags, "--save", alone, "--accumulate", 2 * pieces)
+        both = torchrun(tmp_path, script, *flags, "--save", together, "--accumulate", pieces)
+        assert both.returncode == 0, both.stderr
+        done = forks.run(str(script), *flags, "--save", alone, "--accumulate", 2 * pieces, cwd=tmp_path)
+        assert done.status == 0, done.err
         (a, a_rows, _), (b, b_rows, _) = outcome(together), outcome(alone)
         for x, y in zip(a_rows, b_rows, strict=True):
             assert float(x["train_loss"]) == pytest.approx(float(y["train_loss"]), rel=1e-9)
@@ -404,7 +400,7 @@ def test_two_processes_equal_one_that_accumulates(tmp_path):
             assert torch.allclose(a["model"][name], b["model"][name], rtol=1e-7, atol=1e-9), name
         # One process alone writes: a line an epoch, and no file but those of a run.
         log = (together / "log.txt").read_text().splitlines()
-        assert len(log) == 4 and done.stdout.count("epoch 1:") == 1
+        assert len(log) == 4 and both.stdout.count("epoch 1:") == 1
         assert sorted(os.listdir(together)) == sorted(os.listdir(alone))
     # Evaluation shares the test set between the processes: the same accuracy.
     result = outcome(alone)[2]
