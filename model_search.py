@@ -11,8 +11,8 @@ The networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-2
 Five things are computed otherwise than there, with the same result: `none` costs nothing; what depends on an
 edge's source alone (ReLU, pooling and its batch norm, the identity) is computed once a source node, not once
 an edge; the sums over those are taken in one pass, `WeightedSums`; a mixture weight is folded into the batch
-norm that ends an operation; and depthwise convolutions are computed as `DilatedDepthwise` and `WideFilters`
-say.
+norm that ends an operation, unless groups share statistics; and depthwise convolutions are computed as
+`DilatedDepthwise` and `WideFilters` say.
 """
 
 from contextlib import contextmanager
@@ -246,6 +246,20 @@ class NasBench201Supernet(Supernet):
 
 
 SUPERNETS = {"darts": DartsSupernet, "nasbench201": NasBench201Supernet}
+
+
+@contextmanager
+def weights_held(model):
+    """Passes inside this context compute no gradient by the weights, which autograd alone does not spare: a
+    torch.autograd.Function, and a compiled graph, compute it for every input that asks for one."""
+    weights = model.weight_parameters()
+    for w in weights:
+        w.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for w in weights:
+            w.requires_grad_(True)
 
 
 @contextmanager

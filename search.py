@@ -67,7 +67,7 @@ from genotypes import (
     read_cell,
     to_indices,
 )
-from model_search import SUPERNETS, running_statistics_kept
+from model_search import SUPERNETS, running_statistics_kept, weights_held
 from neighborhood import (
     AGGREGATE,
     PERTURB,
@@ -827,8 +827,9 @@ def main(args):
                         ahead, valid = (x, y, weight_shifts), (x_arch, y_arch, shifts)
                         arch_loss, gradient = unrolled_gradient(model, weight_optimizer, ahead, valid, args)
                     else:
-                        arch_loss = neighborhood_loss(net, x_arch, y_arch, shifts, args)
-                        (gradient,) = torch.autograd.grad(arch_loss, model.alpha)
+                        with weights_held(model):
+                            arch_loss = neighborhood_loss(net, x_arch, y_arch, shifts, args)
+                            (gradient,) = torch.autograd.grad(arch_loss, model.alpha)
                 model.alpha.grad = gradient
                 arch_optimizer.step()
                 arch_losses.append(arch_loss.detach())

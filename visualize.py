@@ -37,7 +37,7 @@ import torch.nn.functional as F
 import search
 import utils
 from genotypes import SPACES, Genotype, nasbench201_architectures, operations, parse_architecture, read_cell
-from model_search import SUPERNETS, running_statistics_kept
+from model_search import SUPERNETS, running_statistics_kept, weights_held
 from neighborhood import ball_shifts, neighbors
 
 # Safe for colour-blind readers (Okabe and Ito 2008).
@@ -753,7 +753,7 @@ def sharpness(model, batches, perturb, losses=None):
     """
     if losses is None:
         losses = neighborhood_losses(model, batches, perturb)[1]
-    with running_statistics_kept(model):
+    with running_statistics_kept(model), weights_held(model):
         values, _ = dominant_eigenpairs(hessian_product(model, batches), model.alpha.numel())
     numbers = {
         "center_loss": losses[0],
@@ -856,7 +856,7 @@ def centered(alpha):
 
 def hessian_directions(run, model, batches, args):
     """The two dominant eigenvectors of the Hessian over alpha."""
-    with running_statistics_kept(model):
+    with running_statistics_kept(model), weights_held(model):
         values, vectors = dominant_eigenpairs(hessian_product(model, batches), model.alpha.numel(), 2)
     return vectors, [f"Hessian eigenvector {k}, value {value:.3g}" for k, value in enumerate(values, 1)]
 

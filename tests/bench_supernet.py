@@ -9,7 +9,7 @@ What is compared takes turns in one run; ratios are medians of the ratios of eac
 numbers, since only time is measured, and optimizers are left out, which are the same for all. The yardstick
 computes every operation of every edge alone, in PyTorch's default memory layout, and gradients of weights and
 alpha in each of the two steps, as the original DARTS code does. Memory is the growth of the process during a
-forward and backward pass, each in a process of its own.
+forward and backward pass, or during a search step where the job grows, each in a process of its own.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from plain import PLAIN
 
 import search
-from model_search import SUPERNETS, running_statistics_kept
+from model_search import SUPERNETS, running_statistics_kept, weights_held
 
 
 def take_turns(jobs, turns):
@@ -98,7 +98,7 @@ class Jobs:
             ["--space", self.space, "--neighborhood", "1" if neighbors else "0", "--neighbor_batch", way]
             + ["--neighbors", str(neighbors or 1), "--batch_size", str(self.batch)]
         )
-        with running_statistics_kept(self.model):
+        with running_statistics_kept(self.model), weights_held(self.model):
             shifts = search.draw_shifts(self.model, args, self.g)
             loss = search.neighborhood_loss(self.model, self.x, self.y, shifts, args)
             torch.autograd.grad(loss, self.model.alpha)
@@ -110,17 +110,22 @@ class Jobs:
             w.grad = None
         F.cross_entropy(self.model(self.x, self.model.mixture().detach()), self.y).backward(inputs=weights)
 
+    def search_step(self, neighbors):
+        self.arch_step(neighbors)
+        self.weight_step()
 
-def memory(job, *size):
+
+def memory(job, space, size, *more):
     """MB by which a process grows during one pass, measured in a process of its own."""
-    command = [sys.executable, os.path.abspath(__file__), "--memory", job, *map(str, size)]
+    words = [job, space, *map(str, (*size, *more))]
+    command = [sys.executable, os.path.abspath(__file__), "--memory", *words]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def grown(job, space, *size):
-    jobs = Jobs(space, *map(int, size))
+def grown(job, space, C, layers, batch, size, *more):
+    jobs = Jobs(space, int(C), int(layers), int(batch), int(size))
     before = peak()
-    getattr(jobs, job)()
+    getattr(jobs, job)(*map(int, more))
     return peak() - before
 
 
@@ -150,7 +155,7 @@ def compare(space, size, turns, results):
     )
     print_seconds(seconds)
     plain, ours, arch, na, weight = seconds.values()
-    mb = [memory(job, space, *size) for job in ("plain", "ours")]
+    mb = [memory(job, space, size) for job in ("plain", "ours")]
     print(f"  memory of a pass: plain {mb[0]:.0f} MB, ours {mb[1]:.0f} MB")
     results[f"supernet_{space}"] = f"ratio={ratio(plain, ours):.2f} memory={mb[1] / max(1, mb[0]):.2f}"
     step = [a + w for a, w in zip(arch, weight, strict=True)]
@@ -208,12 +213,10 @@ def growth_table(turns):
         now = base | change
         size = [now[name] for name in ("C", "layers", "batch", "size")]
         jobs = Jobs("darts", *size)
-        seconds = take_turns(
-            {"a": lambda n=now["neighbors"], j=jobs: j.arch_step(n), "w": jobs.weight_step}, turns
-        )
-        total = statistics.median(map(sum, zip(*seconds.values(), strict=True)))
+        seconds = take_turns({"step": lambda n=now["neighbors"], j=jobs: j.search_step(n)}, turns)["step"]
+        mb = memory("search_step", "darts", size, now["neighbors"])
         name = ", ".join(f"{key} {value}" for key, value in (change or base).items())
-        print(f"| {name} | {total:.2f} | {memory('ours', 'darts', *size):.0f} |", flush=True)
+        print(f"| {name} | {statistics.median(seconds):.2f} | {mb:.0f} |", flush=True)
 
 
 def main():
@@ -225,7 +228,7 @@ def main():
     parser.add_argument("--plot", help="a picture file of that")
     parser.add_argument("--growth", action="store_true", help="cost by the size of the job instead")
     parser.add_argument("--quick", action="store_true", help="tiny networks, one turn")
-    parser.add_argument("--memory", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
         return print(grown(*args.memory))

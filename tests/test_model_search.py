@@ -9,7 +9,7 @@ from plain import PLAIN, copy_weights, operation
 
 from genotypes import SPACES
 from model import BatchNorm
-from model_search import SUPERNETS, DartsSupernet, running_statistics_kept
+from model_search import SUPERNETS, DartsSupernet, running_statistics_kept, weights_held
 
 CASES = [("darts", 4, 3, 16), ("darts", 2, 4, 15), ("nasbench201", 4, 1, 16), ("nasbench201", 4, 2, 15)]
 
@@ -188,3 +188,21 @@ def test_a_checkpoint_gives_the_same_supernet(space, C, layers, size, tmp_path):
     model.train(), again.train()
     assert torch.equal(again(x, model.mixture()), model(x, model.mixture()))
     assert close(again(x, again.mixture()), plain(x, model.mixture()))
+
+
+@pytest.mark.parametrize("space,layers", [("darts", 2), ("nasbench201", 1)])
+def test_held_weights_get_no_gradient(space, layers):
+    """alpha's is the same to the bit; afterwards the weights ask for theirs again, whatever happened."""
+    model = SUPERNETS[space](2, layers, 10)
+    x = torch.randn(4, 3, 8, 8)
+
+    def gradient():
+        return torch.autograd.grad(model(x, model.mixture()).square().sum(), model.alpha)[0]
+
+    with running_statistics_kept(model):
+        free = gradient()
+        with pytest.raises(KeyboardInterrupt), weights_held(model):
+            assert model.alpha.requires_grad and not any(w.requires_grad for w in model.weight_parameters())
+            assert torch.equal(gradient(), free) and free.abs().max() > 0
+            raise KeyboardInterrupt
+    assert all(w.requires_grad for w in model.weight_parameters())

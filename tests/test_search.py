@@ -231,6 +231,20 @@ def test_neighbors_that_share_statistics(tmp_path, monkeypatch):
         assert json.load(file)["sharpness"] == again
 
 
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_architecture_steps_ask_for_no_gradient_by_the_weights(tmp_path, monkeypatch, few_shapes, unrolled):
+    """But the second order does, and the weight step after it gets all of its own."""
+    seen, loss = [], search.neighborhood_loss
+
+    def look(model, *args):
+        seen.append({w.requires_grad for w in model.weight_parameters()})
+        return loss(model, *args)
+
+    monkeypatch.setattr(search, "neighborhood_loss", look)
+    run_search(tmp_path / "run", "--epochs", 1, "--batch_size", 240, *["--unrolled"] * unrolled)
+    assert len(seen) >= 2 and seen == [{unrolled}] * len(seen)
+
+
 def test_warm_up_is_weight_steps_alone(tmp_path, capsys, few_shapes):
     """Until --arch_warmup epochs are over alpha rests where it started, and the weights are trained as they
     are beside an alpha at rest; then the architecture steps are the first of their generators."""
