@@ -87,7 +87,8 @@ class BatchNorm(nn.BatchNorm2d):
         n, C = x.shape[1] // self.num_features, self.num_features
         if n > 1 and self.shared and self.training:
             x = from_one_picture(super().forward(in_one_picture(x, n)), n)
-            return x if scale is None else x * scale.to(x.dtype).repeat_interleave(C)[:, None, None]
+            # Under autocast the product is taken in float32, so that alpha is not rounded to bfloat16.
+            return x if scale is None else (x * scale.repeat_interleave(C)[:, None, None]).to(x.dtype)
         weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
         if n > 1:
             weight, bias = (None if value is None else value.repeat(n) for value in (weight, bias))

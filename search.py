@@ -25,9 +25,9 @@ accuracies, --bench, and report the others; or, with --eval train, in either spa
 trained for a few epochs on one half of the images with the networks, recipes and loop of train.py, and its
 error is that on the other half.
 
-A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json, result.json, cell.png,
-and with --eval train evaluations.csv, itself a table for --bench. `--resume FOLDER` goes on from the last
-epoch, to the same result bit for bit on a CPU.
+A run writes one folder: args.json, log.txt, metrics.csv, genotype.json, result.json; a gradient search also
+checkpoint.pt and cell.png, and --eval train evaluations.csv, itself a table for --bench. `--resume FOLDER`
+goes on from the last epoch, to the same result bit for bit on a CPU.
 
 Deviations from the original DARTS code: the halves hold the same number of images of each class; images are
 normalised by the mean and deviation of the training set at hand; batches are always full, and those of the
@@ -499,7 +499,8 @@ def training_args(args, arch):
     flags |= dict(arch=arch, epochs=args.eval_epochs, valid_portion=1 - args.train_portion)
     return train.parse_args(
         [f"--{name}={value}" for name, value in flags.items()]
-        + ["--cutout" if args.cutout else "--no-cutout"]
+        + ["--cutout" if args.cutout else "--no-cutout"],
+        world=1,  # processes share the architectures, and not their batches
     )
 
 
@@ -632,17 +633,21 @@ def search_exact(args):
         [alpha], args.arch_learning_rate, betas=(0.5, 0.999), weight_decay=args.arch_weight_decay
     )
     ball = ball_shifts(E, O, args.neighborhood)
-    for _ in tqdm(range(args.steps), unit="step", disable=None, leave=False):
+
+    def loss():
+        """g over the neighborhood, or over a sample of it, of each repeat: (R,)."""
         shifts = ball.expand(R, -1, -1)
         if n:
             shifts = sample_shifts(E, O, args.neighborhood, R * n, rng).view(R, n, E)
         q = neighbors(alpha.softmax(-1)[:, None], shifts, args.perturb)  # (R, n, E, O)
-        loss = g(expected_error(errors, q).T)  # (R,)
-        (alpha.grad,) = torch.autograd.grad(loss.sum(), alpha)
+        return g(expected_error(errors, q).T)
+
+    for _ in tqdm(range(args.steps), unit="step", disable=None, leave=False):
+        (alpha.grad,) = torch.autograd.grad(loss().sum(), alpha)
         optimizer.step()
     names, rows = nasbench201_architectures(), []
     places = alpha.argmax(-1) @ (O ** torch.arange(E - 1, -1, -1))
-    for repeat, (place, score) in enumerate(zip(places.tolist(), loss.tolist(), strict=True), 1):
+    for repeat, (place, score) in enumerate(zip(places.tolist(), loss().tolist(), strict=True), 1):
         row = {"repeat": repeat, "arch": names[place], "score": score, "evaluations": len(errors)}
         rows.append(row | accuracies(table, row["arch"]))
     report_found(args, f"{method_name(args)}, exact", args.bench_metric, table, rows)
@@ -717,11 +722,15 @@ def report_search(folder, args, method, arch, rows, model, arch_set, normalisati
                 *arch_set, args.sharpness_images, args.batch_size, args.seed, normalisation
             )
             model.share_statistics(False)  # each neighbor for itself
-            sharpness = visualize.sharpness(model, drawn, args.perturb)
-            folder.log(visualize.sharpness_text(sharpness))
+            try:
+                sharpness = visualize.sharpness(model, drawn, args.perturb)
+                folder.log(visualize.sharpness_text(sharpness))
+            except (RuntimeError, MemoryError) as error:  # the Hessian takes a few times what a step does
+                if not utils.out_of_memory(error):
+                    raise
+                mend = f"python visualize.py sharpness {folder.path} --images 16"
+                folder.log(f"no sharpness, out of memory: {mend}")
         visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
-    except torch.cuda.OutOfMemoryError:  # the Hessian takes a few times the memory of a step
-        folder.log(f"no sharpness, out of memory: python visualize.py sharpness {folder.path} --images 16")
     except ImportError as error:
         folder.log(f"no cell.png: {error}")
     result = {"algo": method, "arch": format_architecture(arch), "metrics": rows[-1], "sharpness": sharpness}

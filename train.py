@@ -77,7 +77,8 @@ EVAL_MAY_DIFFER = "batch_size accumulate amp seed".split()  # those that a test 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parse_args(argv=None):
+def parse_args(argv=None, world=None):
+    """world: the processes that share a batch, where it is not those of torchrun."""
     parser = utils.Parser(__doc__)
     add, recipe = parser.add_argument, "(default: the recipe's)"
     # fmt: off
@@ -148,7 +149,7 @@ def parse_args(argv=None):
         parser.error(str(error))
     if args.cutout_length is None:
         args.cutout_length = max(1, args.image_size // 2)
-    check_args(parser, args, network)
+    check_args(parser, args, network, processes()[1] if world is None else world)
     # The cell itself, since a name may stand for another cell one day, and a file may change.
     if args.arch in NAMED:
         args.name = args.arch
@@ -198,7 +199,7 @@ def network_of(arch, dataset):
     return "imagenet" if dataset == "imagenet" else "cifar"
 
 
-def check_args(parser, args, network):
+def check_args(parser, args, network, world):
     """End with one line where a flag is out of range or contradicts another."""
     ranges = dict(
         init_channels=(2, 4096), layers=(1 if network == "nasbench201" else 3, 1000),
@@ -232,7 +233,7 @@ def check_args(parser, args, network):
         parser.error("--resume goes on in its own folder: leave --save out")
     if args.resume and not args.eval and not os.path.isdir(args.resume):
         parser.error(f"--resume {args.resume} is not a run folder: only --eval takes a checkpoint file")
-    pieces = args.accumulate * processes()[1]
+    pieces = args.accumulate * world
     if args.eval:
         return
     if args.batch_size % pieces:
@@ -407,7 +408,7 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
             means = over_processes(torch.stack(losses, 1), world)
             utils.check_finite(means, where, checkpoint)
             bar.set_postfix(loss=f"{means[0, -1]:.3f}")
-    top1 = 100 * over_processes(correct.double(), world).item() / seen
+    top1 = 100 * over_processes(correct.float(), world).item() / seen
     return learning_rate, means[0].mean().item(), top1
 
 

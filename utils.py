@@ -102,13 +102,14 @@ def run(main, args):
         main(args)
     except BaseException as error:
         if stopped or isinstance(error, KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends now in any case
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # it ends now in any case
             status, message = 143 if stopped else 130, f"interrupted; {how_to_go_on(args)}"
         elif isinstance(error, (BadInput, NotFinite)):
             status, message = error.status, str(error)
         elif isinstance(error, OSError):
             status, message = 2, f"{_one_line(error)}; {_mend(error)}; {how_to_go_on(args)}"
-        elif _out_of_memory(error):
+        elif out_of_memory(error):
             mend = "choose a smaller --batch_size, --image_size or --init_channels"
             status, message = 2, f"out of memory ({_one_line(error)[:120]}); {mend}; {how_to_go_on(args)}"
         else:
@@ -145,10 +146,11 @@ def _mend(error):
     return "see to that file"
 
 
-def _out_of_memory(error):
-    text = str(error)
+def out_of_memory(error):
+    """Whether an exception says that memory, of the CPU or of a GPU, did not suffice."""
+    words = "out of memory", "t allocate memory", "not enough memory"  # CUDA, Linux and macOS, Windows
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "t allocate memory" in text)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in words)
     )
 
 
@@ -777,7 +779,8 @@ def convert_nats_bench(folder):
             part.truncate(0)
             part.writelines(",".join([name, *row]) + "\n" for name, row in done.items())
             left = [os.path.join(folder, name) for name in names if name not in done]
-            with ProcessPoolExecutor(os.cpu_count(), initializer=_start_to_read) as pool:
+            workers = min(os.cpu_count() or 1, 61)  # more than Windows allows
+            with ProcessPoolExecutor(workers, initializer=_start_to_read) as pool:
                 try:
                     results = pool.map(_read_nats_file, left, chunksize=8)
                     for path, result, error in tqdm(
@@ -792,8 +795,6 @@ def convert_nats_bench(folder):
                         part.flush()
                 except BaseException:  # an interrupt too does not wait for what is left
                     pool.shutdown(cancel_futures=True)
-                    if not done:
-                        os.remove(part.name)
                     raise
         rows = [",".join(done[name]) for name in names]
         write_file(target, "\n".join([",".join(["arch", *columns]), *rows]) + "\n")
@@ -802,6 +803,10 @@ def convert_nats_bench(folder):
         raise BadInput(
             f"{target} cannot be written ({_one_line(error)}): put the folder where files can be written"
         ) from None
+    finally:
+        if not done:  # of a conversion that ended before its first file nothing is left
+            with contextlib.suppress(OSError):
+                os.remove(f"{target}.part")
     return target
 
 
@@ -983,12 +988,8 @@ def _evaluation(arch, value):
 
 
 def new_run_path(script, what):
-    """runs/<script>-<what>-<time>, with a number behind it where that is taken."""
-    path = os.path.join("runs", f"{script}-{what}-{time.strftime('%Y%m%d-%H%M%S')}")
-    count = 1
-    while os.path.exists(path if count == 1 else f"{path}-{count}"):
-        count += 1
-    return path if count == 1 else f"{path}-{count}"
+    """runs/<script>-<what>-<time>-<random>, since runs may be started in the same second."""
+    return os.path.join("runs", f"{script}-{what}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}")
 
 
 def checkpoint_path(path):

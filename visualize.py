@@ -13,8 +13,8 @@ as .csv.
 
 Losses around a found architecture are those of the supernet with its last weights, in nats, on `--images`
 images of the half that alpha was trained on, not augmented. Batch norm uses the statistics of each batch, for
-the center and for every point around it, since that is the loss which the architecture step minimises; its
-running statistics are those of the center alone, and stay as they are. So a center's loss here is not the
+the center and for every point around it, as a pass for that point alone in training mode would; its running
+statistics are those of the center alone, and stay as they are. So a center's loss here is not the
 `arch_loss` of metrics.csv, which is in evaluation mode.
 
 The landscape is a picture in the manner of Li, Xu, Taylor, Studer, Goldstein ("Visualizing the loss landscape
@@ -490,7 +490,8 @@ def grouped(runs):
         key = tuple(sorted((k, str(v)) for k, v in run["args"].items() if k not in NOT_THE_METHOD))
         groups.setdefault(key, []).append(run)
     flags = [members[0]["args"] for members in groups.values()]
-    different = [k for k in flags[0] if k not in NOT_THE_METHOD and len({str(f.get(k)) for f in flags}) > 1]
+    names = dict.fromkeys(k for f in flags for k in f)  # an older run has fewer
+    different = [k for k in names if k not in NOT_THE_METHOD and len({str(f.get(k)) for f in flags}) > 1]
     radii = {f["neighborhood"] for f in flags} - {0}
     different = [k for k in different if k != "unrolled" and (k != "neighborhood" or len(radii) > 1)]
     labels = [", ".join([method_of(f), *(f"{k} {f.get(k)}" for k in different)]) for f in flags]
@@ -669,7 +670,7 @@ def losses_at(model, mixtures, batches, progress):
             for q in mixtures.split(max(1, 128 // len(y))):
                 logits = model(x.repeat(len(q), 1, 1, 1), q)
                 losses = F.cross_entropy(logits, y.repeat(len(q)), reduction="none").view(len(q), -1)
-                sums.append(losses.double().sum(1).cpu())
+                sums.append(losses.cpu().double().sum(1))
                 bar.update(len(q))
             total = total + torch.cat(sums)
     return total / sum(len(y) for _, y in batches)
@@ -722,7 +723,7 @@ def dominant_eigenpairs(product, n, count=1, tolerance=1e-3, most=60):
     Q, HQ = [], []  # orthonormal iterates, and their products
     while len(Q) < min(most, n):
         Q.append(v / v.norm())
-        HQ.append(product(Q[-1]).detach().double().cpu())
+        HQ.append(product(Q[-1]).detach().cpu().double())
         basis, image = torch.stack(Q), torch.stack(HQ)
         if not image.isfinite().all():
             return torch.full((count,), math.nan), torch.full((count, n), math.nan)

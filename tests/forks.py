@@ -229,6 +229,20 @@ def signal_at_data(number):
     utils.load_images = lambda *args, **more: signal.raise_signal(number)
 
 
+def signals_to_the_end(number):
+    """A signal to the process itself when the data is about to be read, and again as it says that it ends."""
+    import utils
+
+    how_to_go_on = utils.how_to_go_on
+
+    def signal_and_say(args):
+        signal.raise_signal(number)
+        return how_to_go_on(args)
+
+    utils.how_to_go_on = signal_and_say
+    signal_at_data(number)
+
+
 def signal_in_destructor(number):
     """A signal to the process itself in the destructor of its first progress bar, where Python drops what the
     signal raises."""

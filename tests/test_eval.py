@@ -208,6 +208,17 @@ def test_processes_share_the_work(tmp_path):
     assert refusal.returncode != 0 and "torchrun shares the work of --eval train alone" in refusal.stderr
 
 
+def test_processes_do_not_share_a_batch(monkeypatch):
+    """So their number need not divide it; train.py's does."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    args = search.parse_args("--algo rs --eval train --space nasbench201".split())
+    assert args.batch_size == 256 and search.training_args(args, "DARTS_V2").batch_size == 256
+    with pytest.raises(SystemExit):
+        train.parse_args("--arch DARTS_V2 --batch_size 256".split())
+
+
 def test_a_training_that_diverges_counts_as_zero(tmp_path, capsys, monkeypatch):
     build, built = train.build, []
 

@@ -130,13 +130,16 @@ def test_signals_end_a_run_at_once(root, name, number, status):
         assert done.status == 0, done.err
 
 
-def test_a_signal_before_the_first_checkpoint(root):
-    """Python is slow to start, so the moment is made: at the first look at the data."""
+@pytest.mark.parametrize("number,status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("moments", ["signal_at_data", "signals_to_the_end"])
+def test_a_signal_before_the_first_checkpoint(root, moments, number, status):
+    """Python is slow to start, so the moment is made: at the first look at the data. A second one, as the run
+    ends already, changes nothing."""
     folder, _ = root
     script, *flags = COMMANDS["train"].split()
-    before = ["forks.signal_at_data", int(signal.SIGTERM)]
+    before = [f"forks.{moments}", int(number)]
     done = forks.run(script, *flags, "--save", "early", cwd=folder, before=before)
-    assert done.status == 143 and not (folder / "early").exists()
+    assert done.status == status and not (folder / "early").exists()
     assert done.err == (
         "train.py: error: interrupted; no checkpoint was written: give the same command again\n"
     )

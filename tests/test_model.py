@@ -333,3 +333,16 @@ def test_groups_of_a_batch_norm(affine):
             assert all(torch.allclose(i, j, rtol=1e-10, atol=1e-12) for i, j in pairs)
             assert all(torch.allclose(i, j) for i, j in zip(together.buffers(), alone.buffers(), strict=True))
     assert together.running_mean.abs().min() > 0
+
+
+def test_groups_that_share_statistics_keep_fine_differences_of_alpha():
+    """Factors that bfloat16 does not tell apart are told apart under autocast, on average over rounding."""
+    norm = model.BatchNorm(8, affine=False)
+    norm.shared = True
+    scale = torch.tensor([0.125, 0.12535]).requires_grad_()
+    assert scale.bfloat16().unique().numel() == 1
+    torch.manual_seed(0)
+    x = torch.randn(16, 16, 16, 16).bfloat16()
+    y, plain = (norm(x, s).unflatten(1, (2, 8)).float() for s in (scale, None))
+    ratio = (y * plain).sum((0, 2, 3, 4)) / plain.square().sum((0, 2, 3, 4))
+    assert torch.allclose(ratio, scale, rtol=5e-4) and (ratio[1] / ratio[0] - 1).item() > 0.002

@@ -442,7 +442,7 @@ def test_exact_gradient_search_takes_the_plain_steps(table, tmp_path):
     for start, row in zip(starts, rows, strict=True):
         alpha = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([alpha], 0.1, betas=(0.5, 0.999))
-        for _ in range(3):
+        for step in range(4):
             losses = []
             for edge, shift in [(None, 0), *itertools.product(range(6), range(1, 5))]:
                 p = list(alpha.softmax(-1).unbind(0))
@@ -450,10 +450,11 @@ def test_exact_gradient_search_takes_the_plain_steps(table, tmp_path):
                     p[edge] = p[edge].roll(shift)
                 losses.append(torch.einsum("abcdef,a,b,c,d,e,f->", errors, *p))
             loss = torch.stack(losses).median()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        assert float(row["score"]) == pytest.approx(loss.item())
+            if step < 3:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        assert float(row["score"]) == pytest.approx(loss.item())  # of the alpha that it ends with
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -309,6 +309,26 @@ def test_what_a_run_writes(tmp_path):
     assert json.loads((tmp_path / "run" / "args.json").read_text())["neighborhood"] == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_a_search_that_has_no_memory_for_the_sharpness_is_complete(tmp_path, monkeypatch, few_shapes, error):
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr(visualize, "sharpness", fails)
+    run_search(tmp_path / "run", "--epochs", 1, "--sharpness_images", 64)
+    assert (tmp_path / "run" / "cell.png").exists()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["sharpness"] is None
+    text = f"out of memory: python visualize.py sharpness {tmp_path / 'run'} --images 16"
+    assert text in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_first_step_that_is_not_finite_is_named():
     losses = torch.tensor([[1.0, 2.0, float("inf")], [1.0, float("nan"), 3.0]])
     utils.check_finite(losses[:, :1], "epoch 1", "checkpoint.pt")

@@ -183,6 +183,16 @@ def test_alpha_of_every_epoch_is_kept(runs):
     assert torch.equal(alphas[0], SUPERNETS["nasbench201"](2, 1, 10).alpha)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_run_that_lacks_a_flag_is_a_group_of_its_own(order):
+    """As one does that is older than the flag, whichever of the two comes first."""
+    flags = {"algo": "darts", "neighborhood": 1, "unrolled": False, "seed": 0}
+    runs = [{"args": flags}, {"args": {**flags, "neighbor_norm": "own"}}][::order]
+    groups = visualize.grouped(runs)
+    assert [len(members) for members in groups.values()] == [1, 1]
+    assert all("neighbor_norm" in label for label in groups)
+
+
 def test_curves(runs, tmp_path):
     do("curves", runs / "na-0", runs / "na-1", runs / "darts", "--out", tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").stat().st_size > 10_000
