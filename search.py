@@ -645,9 +645,11 @@ def search_exact(args):
     for _ in tqdm(range(args.steps), unit="step", disable=None, leave=False):
         (alpha.grad,) = torch.autograd.grad(loss().sum(), alpha)
         optimizer.step()
+    with torch.no_grad():
+        scores = loss().tolist()
     names, rows = nasbench201_architectures(), []
     places = alpha.argmax(-1) @ (O ** torch.arange(E - 1, -1, -1))
-    for repeat, (place, score) in enumerate(zip(places.tolist(), loss().tolist(), strict=True), 1):
+    for repeat, (place, score) in enumerate(zip(places.tolist(), scores, strict=True), 1):
         row = {"repeat": repeat, "arch": names[place], "score": score, "evaluations": len(errors)}
         rows.append(row | accuracies(table, row["arch"]))
     report_found(args, f"{method_name(args)}, exact", args.bench_metric, table, rows)
