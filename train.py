@@ -100,7 +100,7 @@ def parse_args(argv=None, world=None):
         help="part of the training set that is held out to choose the epoch")
     add("--cutout", action=BooleanOptionalAction, help=f"augment with cutout {recipe}")
     add("--cutout_length", type=int, help="side of the cutout, pixels (default: half that of the image)")
-    add("--workers", type=int, default=min(4, os.cpu_count()),
+    add("--workers", type=int, default=min(4, utils.cores()),
         help="processes that read imagenet's files, beside each one that trains (default: 4, or all cores)")
     # Optimisation
     add("--epochs", type=int, help=f"epochs {recipe}")

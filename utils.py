@@ -146,6 +146,11 @@ def _mend(error):
     return "see to that file"
 
 
+def cores():
+    """How many CPU cores this process may use; a cluster's node may have more than it was given."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def out_of_memory(error):
     """Whether an exception says that memory, of the CPU or of a GPU, did not suffice."""
     words = "out of memory", "t allocate memory", "not enough memory"  # CUDA, Linux and macOS, Windows
@@ -779,7 +784,7 @@ def convert_nats_bench(folder):
             part.truncate(0)
             part.writelines(",".join([name, *row]) + "\n" for name, row in done.items())
             left = [os.path.join(folder, name) for name in names if name not in done]
-            workers = min(os.cpu_count() or 1, 61)  # more than Windows allows
+            workers = min(cores(), 61)  # more than Windows allows
             with ProcessPoolExecutor(workers, initializer=_start_to_read) as pool:
                 try:
                     results = pool.map(_read_nats_file, left, chunksize=8)

@@ -91,6 +91,12 @@ def test_what_arch_takes(tmp_path):
     assert train.parse_args(["--arch", NB201]).arch == NB201
 
 
+def test_no_more_workers_than_the_cores_given(monkeypatch):
+    for given in ({3}, {0, 5, 6}, set(range(9))):
+        monkeypatch.setattr("os.sched_getaffinity", lambda process, given=given: given, raising=False)
+        assert train.parse_args([]).workers == min(4, len(given))
+
+
 def test_schedules():
     cosine, linear, exponential = (train.SCHEDULE[name] for name in ("cosine", "linear", "exponential"))
     weight = torch.nn.Parameter(torch.zeros(1))
