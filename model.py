@@ -10,7 +10,7 @@ evaluation mode and without an auxiliary head. drop_path is the probability, a f
 operation's output is dropped for an image in training mode.
 
 Operations and networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang;
-ICLR 2020); parameters and multiply-accumulates are the same as there.
+ICLR 2020), with as many parameters.
 """
 
 import copy
@@ -21,72 +21,125 @@ import torch.nn.functional as F
 
 from genotypes import SPACES, operations
 
-# Groups of a batch. A supernet runs n groups of images under weights of their own, in one pass. The images
-# of the groups then lie side by side in the channels: (B, C, H, W), one group after the other, becomes
-# (B/n, n C, H, W). What works channel by channel, batch norm included, keeps the groups apart by itself, in
-# as many calls as one group takes. The modules below see n from the number of channels.
+# ------------------------------------------------------------------------------------------------------------
+# Groups of a batch, and their layout in memory
+# ------------------------------------------------------------------------------------------------------------
+#
+# A supernet runs n groups of images under weights of their own, in one pass. The images of the groups lie
+# side by side in the channels: (n b, C, H, W), one group after the other, becomes (b, n C, H, W). What works
+# channel by channel, batch norm included, keeps the groups apart by itself, in as many calls as one group
+# takes. The modules below are told n; a module that is not made for groups sees them as images of one batch.
+#
+# On a CPU, convolutions are fastest channels last. On CUDA, PyTorch has depthwise kernels of its own for its
+# ordinary layout, in which groups side by side are also images of a batch, without a copy.
+
+LAYOUT = {"cpu": torch.channels_last, "cuda": torch.contiguous_format}
 
 
-def side_by_side(x, n):
-    """n groups of a batch, one after the other, (B, C, H, W), to (B/n, n C, H, W)."""
+def layout(x):
+    """The memory format of tensors on the device of x."""
+    return LAYOUT.get(x.device.type, torch.contiguous_format)
+
+
+def channels_last(x):
+    return layout(x) is torch.channels_last
+
+
+def batch_to_groups(x, n):
+    """Images (n b, C, H, W) to n groups side by side, (b, n C, H, W). Channels last, the first b images are
+    the first group; in the ordinary layout, where this is a view, the first n are the groups' first ones."""
     if n == 1:
         return x
     B, C, H, W = x.shape
+    if not channels_last(x):
+        return x.reshape(B // n, n * C, H, W)
     x = x.permute(0, 2, 3, 1).reshape(n, B // n, H, W, C).permute(1, 2, 3, 0, 4)
     return x.reshape(B // n, H, W, n * C).permute(0, 3, 1, 2)
 
 
-def one_after_the_other(x, n):
-    """The way back from `side_by_side`."""
+def groups_to_batch(x, n):
+    """The way back from `batch_to_groups`."""
     if n == 1:
         return x
     b, C, H, W = x.shape
+    if not channels_last(x):
+        return x.reshape(n * b, C // n, H, W)
     x = x.permute(0, 2, 3, 1).reshape(b, H, W, n, C // n).permute(3, 0, 1, 2, 4)
     return x.reshape(n * b, H, W, C // n).permute(0, 3, 1, 2)
 
 
+def merge_groups(x, n):
+    """n groups side by side, (b, n C, H, W), as tensors of C channels, for what works pixel by pixel or on
+    all pixels alike. A view: channels last (b, C, H, W n), otherwise (n b, C, H, W)."""
+    if n == 1 or not channels_last(x):
+        return groups_to_batch(x, n)
+    b, C, H, W = x.shape
+    return x.permute(0, 2, 3, 1).reshape(b, H, W * n, C // n).permute(0, 3, 1, 2)
+
+
+def split_groups(x, n):
+    """The way back from `merge_groups`."""
+    if n == 1 or not channels_last(x):
+        return batch_to_groups(x, n)
+    b, C, H, W = x.shape
+    return x.permute(0, 2, 3, 1).reshape(b, H, W // n, n * C).permute(0, 3, 1, 2)
+
+
 def cat_channels(tensors, n):
-    """Tensors (b, n C, H, W) concatenated along the channels of each group."""
+    """Tensors (b, n C, H, W) concatenated along the channels of each of n groups."""
     if n == 1:
         return torch.cat(tensors, 1)
+    if not channels_last(tensors[0]):
+        return torch.cat([x.unflatten(1, (n, -1)) for x in tensors], 2).flatten(1, 2)
     b, _, H, W = tensors[0].shape
     x = torch.cat([x.permute(0, 2, 3, 1).reshape(b, H, W, n, -1) for x in tensors], -1)
     return x.flatten(3).permute(0, 3, 1, 2)
 
 
-def in_one_picture(x, n):
-    """Groups side by side in the channels, (b, n C, H, W), to side by side in the rows, (b, C, H, W n), for
-    what works pixel by pixel or on all of them alike. The same memory, channels last."""
-    b, C, H, W = x.shape
-    return x.permute(0, 2, 3, 1).reshape(b, H, W * n, C // n).permute(0, 3, 1, 2)
+CHANNELWISE = nn.Identity, nn.MaxPool2d, nn.AvgPool2d
 
 
-def from_one_picture(x, n):
-    """The way back from `in_one_picture`."""
-    b, C, H, W = x.shape
-    return x.permute(0, 2, 3, 1).reshape(b, H, W // n, n * C).permute(0, 3, 1, 2)
+def run_groups(module, x, n):
+    """The output of any module for n groups side by side."""
+    if getattr(module, "takes_groups", False):
+        return module(x, n)
+    if n == 1 or isinstance(module, CHANNELWISE):
+        return module(x)
+    return batch_to_groups(module(groups_to_batch(x, n)), n)
+
+
+class Stage(nn.Sequential):
+    """Modules one after the other, of n groups side by side."""
+
+    takes_groups = True
+
+    def forward(self, x, n=1):
+        for module in self:
+            x = run_groups(module, x, n)
+        return x
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm, times a factor for each of the groups side by side.
+    """Batch norm of n groups side by side, times a factor for each of them.
 
-    forward(x, scale): x (b, n C, H, W), scale (n,) or None. In training mode this is n separate passes, the
-    updates of the running statistics included, whose outputs are multiplied by scale. The factor is folded
-    into the weight of the normalisation and costs nothing.
+    forward(x, n, scale): x (b, n C, H, W), scale (n,) or None. In training mode this is n separate passes,
+    the updates of the running statistics included, whose outputs are multiplied by scale. The factor is
+    folded into the weight of the normalisation and costs nothing.
 
     shared: in training mode all groups are normalised as one batch, and the factors cost a product.
     """
 
+    takes_groups = True
     shared = False
 
     def __init__(self, C, affine=True):
         super().__init__(C, affine=affine)
         self.num_batches_tracked = None  # read only where momentum is None
 
-    def forward(self, x, scale=None):
-        n, C = x.shape[1] // self.num_features, self.num_features
+    def forward(self, x, n=1, scale=None):
+        C = self.num_features
         if n > 1 and self.shared and self.training:
-            x = from_one_picture(super().forward(in_one_picture(x, n)), n)
+            x = split_groups(super().forward(merge_groups(x, n)), n)
             # Under autocast the product is taken in float32, so that alpha is not rounded to bfloat16.
             return x if scale is None else (x * scale.repeat_interleave(C)[:, None, None]).to(x.dtype)
         weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
@@ -115,27 +168,31 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Conv(nn.Conv2d):
-    """A convolution without bias, of each of the groups side by side."""
+    """A convolution without bias, of each of n groups side by side."""
+
+    takes_groups = True
 
     def __init__(self, C_in, C_out, k, stride=1):
         super().__init__(C_in, C_out, k, stride, padding=k // 2, bias=False)
 
-    def forward(self, x):
-        n = x.shape[1] // self.in_channels
+    def forward(self, x, n=1):
         if n == 1:
             return super().forward(x)
         if self.kernel_size != (1, 1) or self.stride != (1, 1):
-            return side_by_side(super().forward(one_after_the_other(x, n)), n)
-        return from_one_picture(super().forward(in_one_picture(x, n)), n)
+            return batch_to_groups(super().forward(groups_to_batch(x, n)), n)
+        return split_groups(super().forward(merge_groups(x, n)), n)
 
 
 class ConvOp(nn.Module):
     """(ReLU, convolutions, batch norm), once or several times over: every operation that has weights.
 
-    prepare, finish: functions around it, or None. `finish(body(prepare(relu(x))))` is the whole operation, as
-    forward(x) computes it. A supernet computes relu and prepare once for all operations that share an input,
-    and finish once for all whose outputs are added up. scale is that of the last BatchNorm.
+    stages: the convolutions before each batch norm, a module each. prepare, finish: functions around it, or
+    None. `finish(body(prepare(relu(x))))` is the whole operation, as forward(x) computes it. A supernet
+    computes relu and prepare once for all operations that share an input, and finish once for all whose
+    outputs are added up. scale is that of the last BatchNorm.
     """
+
+    takes_groups = True
 
     def __init__(self, C, affine, *stages, prepare=None, finish=None):
         super().__init__()
@@ -143,15 +200,16 @@ class ConvOp(nn.Module):
         self.norms = nn.ModuleList(BatchNorm(C, affine) for _ in stages)
         self.prepare, self.finish = prepare, finish
 
-    def forward(self, x):
+    def forward(self, x, n=1):
         x = F.relu(x)
-        y = self.body(self.prepare(x) if self.prepare else x)
+        y = self.body(self.prepare(x) if self.prepare else x, n)
         return self.finish(y, x) if self.finish else y
 
-    def body(self, x, scale=None):
+    def body(self, x, n=1, scale=None):
         last = len(self.convs) - 1
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x if i == 0 else F.relu(x)), scale if i == last else None)
+            x = run_groups(conv, x if i == 0 else F.relu(x), n)
+            x = norm(x, n, scale if i == last else None)
         return x
 
 
@@ -191,22 +249,28 @@ class WideFilters(torch.autograd.Function):
 
 
 class Depthwise(nn.Conv2d):
-    """A k x k depthwise convolution, of each of the groups side by side."""
+    """A k x k depthwise convolution, of each of n groups side by side."""
+
+    takes_groups = True
 
     def __init__(self, C, k, stride):
         super().__init__(C, C, k, stride, padding=k // 2, groups=C, bias=False)
 
-    def forward(self, x, dilation=1):
-        n = x.shape[1] // self.in_channels
+    def forward(self, x, n=1, dilation=1):
+        padding = dilation * self.padding[0]
+        if not channels_last(x):
+            x = groups_to_batch(x, n)
+            y = F.conv2d(x, self.weight, None, self.stride, padding, dilation, self.groups)
+            return batch_to_groups(y, n)
         weight = self.weight if n == 1 else self.weight.repeat(n, 1, 1, 1)
         fast = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if fast and dilation == 1 and self.kernel_size == (5, 5):
             return WideFilters.apply(x, weight, self.stride[0])
-        return F.conv2d(x, weight, None, self.stride, dilation * self.padding[0], dilation, len(weight))
+        return F.conv2d(x, weight, None, self.stride, padding, dilation, len(weight))
 
 
 class DilatedDepthwise(Depthwise):
-    """A k x k depthwise convolution with dilation 2, computed as an ordinary one.
+    """A k x k depthwise convolution with dilation 2, computed channels last as an ordinary one.
 
     Pixels whose row and column have the same parity only ever meet each other, so with stride 1 it is the
     ordinary convolution on four half-size pictures, `phases(x)`, and with stride 2 that on the first of them,
@@ -214,32 +278,37 @@ class DilatedDepthwise(Depthwise):
     slower on a CPU. forward takes (pictures, dilation) as those two functions give them.
     """
 
-    def forward(self, parts):
-        return super().forward(*parts)
+    def forward(self, parts, n=1):
+        x, dilation = parts
+        return super().forward(x, n, dilation)
+
+
+def has_phases(x):
+    return channels_last(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0
 
 
 def phases(x):
     """Pictures (B, C, H, W) cut up by the parity of row and column into (4 B, C, H/2, W/2), those of one
     picture together. Pictures of odd sides are left whole. Returns (pictures, dilation)."""
-    B, C, H, W = x.shape
-    if H % 2 or W % 2:
+    if not has_phases(x):
         return x, 2
+    B, C, H, W = x.shape
     x = x.permute(0, 2, 3, 1).reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 2, 4, 1, 3, 5)
     return x.reshape(4 * B, H // 2, W // 2, C).permute(0, 3, 1, 2), 1
 
 
 def from_phases(y, x):
     """What `phases` has cut up, put together again. y: pictures. x: what was cut up, for its shape."""
-    B, _, H, W = x.shape
-    if H % 2 or W % 2:
+    if not has_phases(x):
         return y
+    B, _, H, W = x.shape
     y = y.permute(0, 2, 3, 1).reshape(B, 2, 2, H // 2, W // 2, -1).permute(0, 3, 1, 4, 2, 5)
     return y.reshape(B, H, W, -1).permute(0, 3, 1, 2)
 
 
 def even_pixels(x):
     """The first of the phases, for stride 2: (pictures, dilation)."""
-    return x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1
+    return x[:, :, ::2, ::2].contiguous(memory_format=layout(x)), 1
 
 
 def even_and_odd_pixels(x):
@@ -247,7 +316,7 @@ def even_and_odd_pixels(x):
     even, odd = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
     if even.shape != odd.shape:
         odd = F.pad(odd, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-    return tuple(part.contiguous(memory_format=torch.channels_last) for part in (even, odd))
+    return tuple(part.contiguous(memory_format=layout(x)) for part in (even, odd))
 
 
 class HalvingConv(nn.Module):
@@ -259,14 +328,15 @@ class HalvingConv(nn.Module):
     channels (torch 2.14).
     """
 
+    takes_groups = True
+
     def __init__(self, C_in, C_out):
         super().__init__()
         self.even, self.odd = Conv(C_in, C_out // 2, 1), Conv(C_in, C_out - C_out // 2, 1)
 
-    def forward(self, parts):
+    def forward(self, parts, n=1):
         even, odd = parts
-        n = even.shape[1] // self.even.in_channels
-        return cat_channels([self.even(even), self.odd(odd)], n)
+        return cat_channels([self.even(even, n), self.odd(odd, n)], n)
 
 
 class Zero(nn.Module):
@@ -295,14 +365,14 @@ def sep_conv(C, k, stride, affine):
     return ConvOp(
         C,
         affine,
-        nn.Sequential(Depthwise(C, k, stride), Conv(C, C, 1)),
-        nn.Sequential(Depthwise(C, k, 1), Conv(C, C, 1)),
+        Stage(Depthwise(C, k, stride), Conv(C, C, 1)),
+        Stage(Depthwise(C, k, 1), Conv(C, C, 1)),
     )
 
 
 def dil_conv(C, k, stride, affine):
     """Depthwise separable convolution with dilation 2."""
-    stage = nn.Sequential(DilatedDepthwise(C, k, 1), Conv(C, C, 1))
+    stage = Stage(DilatedDepthwise(C, k, 1), Conv(C, C, 1))
     around = (phases, from_phases) if stride == 1 else (even_pixels, None)
     return ConvOp(C, affine, stage, prepare=around[0], finish=around[1])
 
@@ -344,8 +414,9 @@ class ResidualBlock(nn.Module):
             nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), Conv(C_in, C_out, 1)
         )
 
-    def forward(self, x):
-        return self.conv_b(self.conv_a(x)) + self.shortcut(x)
+    def forward(self, x, n=1):
+        pool, conv = self.shortcut
+        return self.conv_b(self.conv_a(x, n), n) + conv(pool(x), n)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -437,7 +508,7 @@ class CellNetwork(nn.Module):
         self.classifier = nn.Linear(C_prev, classes)
 
     def forward(self, x, drop_path=0.0):
-        s0 = self.stem0(x.contiguous(memory_format=torch.channels_last))
+        s0 = self.stem0(x.contiguous(memory_format=layout(x)))
         s1 = s0 if self.stem1 is None else self.stem1(s0)
         logits = None
         for layer, cell in enumerate(self.cells):
@@ -513,7 +584,7 @@ class NetworkNasBench201(nn.Module):
         self.classifier = nn.Linear(C, classes)
 
     def forward(self, x, drop_path=0.0):
-        x = self.blocks(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        x = self.blocks(self.stem(x.contiguous(memory_format=layout(x))))
         return self.classifier(F.relu(self.last_norm(x)).mean((2, 3))), None
 
 

@@ -28,23 +28,28 @@ from model import (
     ConvOp,
     ResidualBlock,
     Zero,
+    batch_to_groups,
     cat_channels,
+    channels_last,
     factorized_reduce,
+    layout,
     relu_conv_bn,
-    side_by_side,
+    run_groups,
 )
 
 
 class NormalisedPool(nn.Module):
     """Pooling with a batch norm after it, as every pooling of the DARTS supernet has."""
 
+    takes_groups = True
+
     def __init__(self, pool, C):
         super().__init__()
         self.pool = pool
         self.norm = BatchNorm(C, affine=False)
 
-    def forward(self, x):
-        return self.norm(self.pool(x))
+    def forward(self, x, n=1):
+        return self.norm(self.pool(x), n)
 
 
 class MixedCell(nn.Module):
@@ -80,7 +85,7 @@ class MixedCell(nn.Module):
             x = nodes[source]
             edges = [e for e, (s, _) in enumerate(self.edges) if s == source]
             # Operations without weights: one output for all edges that leave the source
-            outputs = [op(x) for op in shared.values()]
+            outputs = [run_groups(op, x, n) for op in shared.values()]
             weights = [mixture[e * ops + int(o)] for e in edges for o in shared]
             sums = WeightedSums.apply(torch.stack(weights).view(len(edges), -1, n), *outputs)
             # Convolutions: what they take, by how it is prepared, and what they add up to
@@ -91,7 +96,7 @@ class MixedCell(nn.Module):
                 for o, op in self.own[e].items():
                     if op.prepare not in prepared:
                         prepared[op.prepare] = op.prepare(relu)
-                    y = op.body(prepared[op.prepare], mixture[e * ops + int(o)])
+                    y = op.body(prepared[op.prepare], n, mixture[e * ops + int(o)])
                     parts[op.finish] = parts[op.finish].add_(y) if op.finish in parts else y
                 for finish, y in parts.items():
                     total = total.add_(finish(y, relu) if finish else y)
@@ -140,7 +145,8 @@ def _dot(x, y, n):
     """The inner products (n,) of two tensors in each of n groups side by side."""
     if n == 1:  # one pass over memory
         dtype = torch.promote_types(x.dtype, y.dtype)  # under autocast they differ
-        return torch.dot(*(value.permute(0, 2, 3, 1).flatten().to(dtype) for value in (x, y)))
+        order = (0, 2, 3, 1) if channels_last(x) else (0, 1, 2, 3)
+        return torch.dot(*(value.permute(order).flatten().to(dtype) for value in (x, y)))
     return (x * y).sum((0, 2, 3)).view(n, -1).sum(1)
 
 
@@ -164,7 +170,9 @@ class Supernet(nn.Module):
 
     def stemmed(self, x, n):
         """The first convolution; from here on the n groups lie side by side in the channels."""
-        return side_by_side(self.stem(x.contiguous(memory_format=torch.channels_last)), n)
+        if n > 1 and not channels_last(x):  # where groups side by side are images of a batch in another order
+            x = x.unflatten(0, (n, -1)).transpose(0, 1).flatten(0, 1)
+        return batch_to_groups(self.stem(x.contiguous(memory_format=layout(x))), n)
 
     def classified(self, x, n):
         """Logits of all images, one group after the other: the way back."""
@@ -189,8 +197,9 @@ class DartsCell(nn.Module):
         self.mixed = MixedCell(space, C, strides=(stride, stride, 1, 1, 1))
 
     def forward(self, s0, s1, p):  # p (n, cells, E, O)
-        inputs = [self.preprocess0(s0), self.preprocess1(s1)]
-        return cat_channels(self.mixed(inputs, p[:, self.kind])[2:], len(p))
+        n = len(p)
+        inputs = [self.preprocess0(s0, n), self.preprocess1(s1, n)]
+        return cat_channels(self.mixed(inputs, p[:, self.kind])[2:], n)
 
 
 class DartsSupernet(Supernet):
@@ -215,7 +224,7 @@ class DartsSupernet(Supernet):
 
     def forward(self, x, p):
         p = p if p.dim() == 4 else p[None]
-        s0 = s1 = self.stem_norm(self.stemmed(x, len(p)))
+        s0 = s1 = self.stem_norm(self.stemmed(x, len(p)), len(p))
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, p)
         return self.classified(s1, len(p))
@@ -239,10 +248,11 @@ class NasBench201Supernet(Supernet):
 
     def forward(self, x, p):
         p = p if p.dim() == 4 else p[None]
-        x = self.stem_norm(self.stemmed(x, len(p)))
+        n = len(p)
+        x = self.stem_norm(self.stemmed(x, n), n)
         for block in self.blocks:
-            x = block(x) if isinstance(block, ResidualBlock) else block([x], p[:, 0])[-1]
-        return self.classified(F.relu(self.last_norm(x)), len(p))
+            x = block(x, n) if isinstance(block, ResidualBlock) else block([x], p[:, 0])[-1]
+        return self.classified(F.relu(self.last_norm(x, n)), n)
 
 
 SUPERNETS = {"darts": DartsSupernet, "nasbench201": NasBench201Supernet}

@@ -259,14 +259,14 @@ def local_search(evaluations, draw, neighborhood, g, starts, samples=None, score
     return {a: (error + around[a]) / 2 for a, error in known.items()}
 
 
-def table_neighborhoods(O, shifts):  # noqa: E741
-    """The neighborhoods of all O ** E architectures of a whole table, as places in it: (O ** E, n).
+def table_neighborhoods(ops, shifts, O):  # noqa: E741
+    """The neighborhoods of discrete architectures, as places in a table of all O ** E: (T, n).
 
-    Architecture `ops` (E,) stands at place sum_e ops[e] * O ** (E - 1 - e). shifts: (n, E) from ball_shifts.
-    With errors (O ** E,), `g(errors[table_neighborhoods(O, shifts)].T)` is g(f(N(a))) of every architecture.
+    ops: (T, E) operation indices; architecture `ops` (E,) stands at place sum_e ops[e] * O ** (E - 1 - e).
+    shifts: (n, E) from ball_shifts. With errors (O ** E,), `g(errors[table_neighborhoods(...)].T)` is
+    g(f(N(a))) of each architecture.
     """
     powers = O ** torch.arange(shifts.shape[1] - 1, -1, -1)
-    ops = torch.arange(O ** shifts.shape[1])[:, None] // powers % O  # (O ** E, E)
     return torch.stack([((ops + shift) % O) @ powers for shift in shifts], 1)
 
 

@@ -7,7 +7,7 @@
     python train.py --dataset folder --data DIR --image_size 32 --valid_portion 0.1 --seeds 0 1 2
     python train.py --resume FOLDER                               go on; flags as they were
     python train.py --eval --resume FOLDER|FILE                   test a checkpoint
-    python train.py --quick                                       two minutes on a CPU, without any data
+    python train.py --quick                                       a minute on a CPU, without any data
 
 The defaults depend on the network, see RECIPES: DARTS's for CIFAR (Liu, Simonyan, Yang; ICLR 2019), DARTS's
 for ImageNet in the large-batch variant that later work uses (such as PC-DARTS; Xu et al., ICLR 2020), and
@@ -29,10 +29,13 @@ evenly over all epochs, without another slope in the last five.
 
 import copy
 import inspect
+import itertools
 import math
 import os
 import statistics
+import sys
 import time
+import zlib
 from argparse import BooleanOptionalAction, Namespace
 from contextlib import nullcontext
 from functools import partial
@@ -41,10 +44,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 import utils
 from genotypes import NAMED, Genotype, format_architecture, parse_architecture
 from model import NETWORKS, count_macs
+from utils import within
 
 RECIPES = {
     "cifar": dict(
@@ -77,119 +82,95 @@ EVAL_MAY_DIFFER = "batch_size accumulate amp seed".split()  # those that a test 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parse_args(argv=None, world=None):
-    """world: the processes that share a batch, where it is not those of torchrun."""
+def parse_args(argv=None, world=None, **defaults):
+    """world: the processes that share a batch, where it is not those of torchrun. defaults: of flags, in
+    place of the recipe's."""
     parser = utils.Parser(__doc__)
+    parser.set_defaults(script="train.py")
     add, recipe = parser.add_argument, "(default: the recipe's)"
     # fmt: off
     # The network
     add("--arch", default="NA_DARTS",
         help="a name, a search's run folder, a genotype.json, a printed genotype, a NAS-Bench-201 string")
-    add("--init_channels", type=int, help=f"channels of the first cells {recipe}")
-    add("--layers", type=int, help=f"cells, or cells in each stage of a NAS-Bench-201 network {recipe}")
+    add("--init_channels", type=within(int, 2, 4096), help=f"channels of the first cells {recipe}")
+    add("--layers", type=within(int, 1, 1000),
+        help=f"cells, or cells in each stage of a NAS-Bench-201 network {recipe}")
     add("--auxiliary", action=BooleanOptionalAction, help=f"an auxiliary head at 2/3 of the depth {recipe}")
-    add("--auxiliary_weight", type=float, default=0.4, help="weight of the auxiliary head's loss")
-    add("--drop_path_prob", type=float, help=f"drop path probability, reached at the last epoch {recipe}")
+    add("--auxiliary_weight", type=within(float, 0, 100), default=0.4, help="weight of the auxiliary loss")
+    add("--drop_path_prob", type=within(float, 0, 0.99),
+        help=f"drop path probability, reached at the last epoch {recipe}")
     # The data
     add("--dataset", choices=(*utils.DATASETS, "imagenet"), default="cifar10",
         help="folder: small images, held in memory; imagenet: any folder of large ones, read as it goes; "
         "shapes is synthetic and needs no files")
     add("--data", default="data", help="where the data set lies, or is downloaded to")
-    add("--image_size", type=int, help="side of the images (default: 32, for imagenet 224)")
-    add("--valid_portion", type=float, default=0.0,
+    add("--image_size", type=within(int, 8, 1024), help="side of the images (default: 32, for imagenet 224)")
+    add("--valid_portion", type=within(float, 0, 0.9), default=0.0,
         help="part of the training set that is held out to choose the epoch")
     add("--cutout", action=BooleanOptionalAction, help=f"augment with cutout {recipe}")
-    add("--cutout_length", type=int, help="side of the cutout, pixels (default: half that of the image)")
-    add("--workers", type=int, default=min(4, utils.cores()),
+    add("--cutout_length", type=within(int, 1, 1024),
+        help="side of the cutout, pixels (default: half that of the image)")
+    add("--workers", type=within(int, 0, 256), default=min(4, utils.cores()),
         help="processes that read imagenet's files, beside each one that trains (default: 4, or all cores)")
     # Optimisation
-    add("--epochs", type=int, help=f"epochs {recipe}")
-    add("--batch_size", type=int, help=f"images a step, over all processes and pieces {recipe}")
-    add("--accumulate", type=int, default=1, help="pieces in which a process computes its share of a batch")
-    add("--learning_rate", type=float, help=f"learning rate at the start {recipe}")
-    add("--base_batch", type=int,
+    add("--epochs", type=within(int, 1, 100_000), help=f"epochs {recipe}")
+    add("--batch_size", type=within(int, 2, 1_000_000),
+        help=f"images a step, over all processes and pieces {recipe}")
+    add("--accumulate", type=within(int, 1, 65_536), default=1,
+        help="pieces in which a process computes its share of a batch")
+    add("--learning_rate", type=within(float, 1e-8, 100), help=f"learning rate at the start {recipe}")
+    add("--base_batch", type=within(int, 0, 1_000_000),
         help=f"the learning rate is for this batch, and scaled with --batch_size; 0: not scaled {recipe}")
     add("--schedule", choices=SCHEDULE, help=f"decay of the learning rate {recipe}")
-    add("--gamma", type=float, default=0.97, help="the factor of an epoch in the exponential schedule")
-    add("--warmup_epochs", type=int, help=f"epochs in which the learning rate rises linearly {recipe}")
-    add("--momentum", type=float, default=0.9, help="momentum of SGD")
+    add("--gamma", type=within(float, 1e-3, 1), default=0.97, help="factor of an epoch, if exponential")
+    add("--warmup_epochs", type=within(int, 0, 100_000),
+        help=f"epochs in which the learning rate rises linearly {recipe}")
+    add("--momentum", type=within(float, 0, 0.9999), default=0.9, help="momentum of SGD")
     add("--nesterov", action=BooleanOptionalAction, help=f"Nesterov momentum {recipe}")
-    add("--weight_decay", type=float, help=f"weight decay {recipe}")
-    add("--grad_clip", type=float, help=f"norm to which the gradient is clipped; 0: not clipped {recipe}")
-    add("--label_smooth", type=float, help=f"label smoothing {recipe}")
+    add("--weight_decay", type=within(float, 0, 1), help=f"weight decay {recipe}")
+    add("--grad_clip", type=within(float, 0, 1e8),
+        help=f"norm to which the gradient is clipped; 0: not clipped {recipe}")
+    add("--label_smooth", type=within(float, 0, 0.99), help=f"label smoothing {recipe}")
     # The run
-    add("--seed", type=int, default=0, help="seed of everything random")
-    add("--seeds", type=int, nargs="+", help="train once with each of these, and report mean and deviation")
+    add("--seed", type=within(int, 0, 2**31), default=0, help="seed of everything random")
+    add("--seeds", type=within(int, 0, 2**31), nargs="+",
+        help="train once with each of these, and report mean and deviation")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
     add("--amp", choices=AMP, default="none", help="autocast to this type")
     add("--compile", action="store_true", help="torch.compile the network")
-    add("--report_freq", type=int, default=50, help="steps between looks at the loss")
+    add("--report_freq", type=within(int, 1, 1_000_000), default=50, help="steps between looks at the loss")
     add("--save", help="run folder (default: runs/train-<arch>-<dataset>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--eval", action="store_true", help="test the checkpoint, folder or file, that --resume names")
     add("--quick", action="store_true",
         help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
     # fmt: on
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        first = parser.parse_known_args(argv)[0]
+        first = parser.parse_known_args(words)[0]
         if first.resume:  # the flags that are not given are those of the run
-            parser.set_defaults(**utils.saved_args(first.resume, parser, ("resume", "save", "eval")))
+            words = utils.as_words(utils.saved_args(first.resume, "train.py"), parser) + words
         elif first.quick:
             parser.set_defaults(**QUICK)
-        first = parser.parse_known_args(argv)[0]
+        first = parser.parse_known_args(words)[0]
         arch = parse_architecture(first.arch)
         network = network_of(arch, first.dataset)
-        if not first.resume:
-            size = 224 if network == "imagenet" else 32
-            parser.set_defaults(**RECIPES[network], image_size=size)
-            if first.quick:
-                parser.set_defaults(**QUICK)
-        args = parser.parse_args(argv)
+        size = dict(image_size=224 if network == "imagenet" else 32)
+        parser.set_defaults(**RECIPES[network] | size | defaults | (QUICK if first.quick else {}))
+        args = parser.parse_args(words)
     except (ValueError, utils.BadInput) as error:
         parser.error(str(error))
     if args.cutout_length is None:
         args.cutout_length = max(1, args.image_size // 2)
-    check_args(parser, args, network, processes()[1] if world is None else world)
+    check_args(parser, args, network, world or utils.processes()[1])
     # The cell itself, since a name may stand for another cell one day, and a file may change.
-    if args.arch in NAMED:
-        args.name = args.arch
-    elif not hasattr(args, "name"):
-        args.name = os.path.basename(os.path.abspath(args.arch)) if os.path.exists(args.arch) else "cell"
+    args.name = "cell"
+    if args.arch in NAMED or os.path.exists(args.arch):
+        args.name = os.path.basename(os.path.abspath(args.arch))
+    elif args.resume:
+        args.name = utils.saved_args(args.resume, "train.py").get("name", "cell")
     args.arch = format_architecture(arch)
     return args
-
-
-def processes():
-    """This process's rank, and how many there are: one, unless torchrun has started more."""
-    if not dist.is_torchelastic_launched():
-        return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-
-def join_processes(device, timeout=None):
-    """This process's rank, how many there are, and its device, once they are connected. device: a --device
-    flag. timeout: a timedelta that one may wait for another, or torch's."""
-    rank, world = processes()
-    if world > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    device = utils.device_of(device)
-    if world > 1:
-        # Loaded later (by the first optimizer), its functions would keep the group as a default, and the
-        # group's threads would outlive destroy_process_group: a process could abort as it ends.
-        from torch.distributed.nn import functional  # noqa: F401
-
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    return rank, world, device
-
-
-def from_the_first(value, world):
-    """A plain value of the first process, in all of them."""
-    values = [value]
-    if world > 1:
-        dist.broadcast_object_list(values)
-    return values[0]
 
 
 def network_of(arch, dataset):
@@ -200,29 +181,18 @@ def network_of(arch, dataset):
 
 
 def check_args(parser, args, network, world):
-    """End with one line where a flag is out of range or contradicts another."""
-    ranges = dict(
-        init_channels=(2, 4096), layers=(1 if network == "nasbench201" else 3, 1000),
-        auxiliary_weight=(0, 100), drop_path_prob=(0, 0.99), valid_portion=(0, 0.9),
-        image_size=(64 if network == "imagenet" else 8, 1024), cutout_length=(2, args.image_size),
-        workers=(0, 256), epochs=(1, 100_000), batch_size=(1, 1_000_000),
-        accumulate=(1, 65_536), learning_rate=(1e-8, 100), base_batch=(0, 1_000_000), gamma=(1e-3, 1),
-        warmup_epochs=(0, 100_000), momentum=(0, 0.9999), weight_decay=(0, 1), grad_clip=(0, 1e8),
-        label_smooth=(0, 0.99), seed=(0, 2**31), report_freq=(1, 1_000_000),
-    )  # fmt: skip
-    for name, (low, high) in ranges.items():
-        if not low <= getattr(args, name) <= high:
-            parser.error(f"--{name} {getattr(args, name)} is out of range: it lies between {low} and {high}")
-    if args.seeds and (
-        len(set(args.seeds)) < len(args.seeds) or not all(0 <= s <= 2**31 for s in args.seeds)
-    ):
-        parser.error(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once, from 0 to {2**31}")
+    """End with one line where a flag contradicts another. world: processes that share a batch."""
+    if args.seeds and len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
+    if network != "nasbench201" and args.layers < 3:
+        parser.error(f"--layers {args.layers}: a network of such a cell has at least 3")
+    if network == "imagenet" and args.image_size < 64:
+        parser.error(f"--image_size {args.image_size}: the ImageNet network takes images of at least 64")
     if network == "nasbench201" and args.dataset == "imagenet":
         parser.error("a NAS-Bench-201 network takes small images: use --dataset folder --image_size 16, say")
-    if network == "nasbench201" and args.auxiliary:
-        parser.error("--auxiliary: a NAS-Bench-201 network has no auxiliary head")
-    if network == "nasbench201" and args.drop_path_prob:
-        parser.error("--drop_path_prob: a NAS-Bench-201 network has no drop path")
+    if network == "nasbench201" and (args.auxiliary or args.drop_path_prob):
+        flag = "auxiliary" if args.auxiliary else "drop_path_prob"
+        parser.error(f"--{flag}: a NAS-Bench-201 network has neither an auxiliary head nor drop path")
     if args.nesterov and args.momentum == 0:
         parser.error("--nesterov needs a --momentum above 0")
     if args.eval and not args.resume:
@@ -234,29 +204,85 @@ def check_args(parser, args, network, world):
     if args.resume and not args.eval and not os.path.isdir(args.resume):
         parser.error(f"--resume {args.resume} is not a run folder: only --eval takes a checkpoint file")
     pieces = args.accumulate * world
-    if args.eval:
-        return
-    if args.batch_size % pieces:
+    if not args.eval and (args.batch_size % pieces or args.batch_size < 2 * pieces):
         parser.error(
-            f"--batch_size {args.batch_size} cannot be cut into {pieces} equal pieces: choose a multiple"
-        )
-    if args.batch_size < 2 * pieces:
-        parser.error(
-            f"--batch_size {args.batch_size} in {pieces} pieces: batch norm wants two images in a piece, so "
-            "choose more"
+            f"--batch_size {args.batch_size} cannot be cut into {pieces} equal pieces of two images or more: "
+            "choose a multiple"
         )
 
 
-def some_parts_are_unused(arch):
-    """Whether an architecture has a part on which its output does not depend, so that no gradient arrives."""
-    if not isinstance(arch, Genotype):
-        return "none~" in arch
-    cells = (arch.normal, arch.normal_concat), (arch.reduce, arch.reduce_concat)
-    return any(
-        node not in concat and all(source != node for _, source in pairs)
-        for pairs, concat in cells
-        for node in range(len(pairs) // 2 + 2)
-    )
+# ------------------------------------------------------------------------------------------------------------
+# Data
+# ------------------------------------------------------------------------------------------------------------
+
+
+def imagenet_transform(image_size, train):
+    """PIL image to uint8 (3, S, S). train: DARTS's ImageNet augmentation (crop of random size and shape,
+    flip, colors); otherwise the center, at 7/8 of the resized shorter side."""
+    from torchvision.transforms import v2
+
+    if train:
+        steps = [
+            v2.RandomResizedCrop(image_size),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2),
+        ]
+    else:
+        steps = [v2.Resize(round(image_size * 8 / 7)), v2.CenterCrop(image_size)]
+    return v2.Compose([*steps, v2.PILToTensor()])
+
+
+class FileBatches:
+    """Batches (x, y), on the device and normalised, of images that a DataLoader reads.
+
+    data: an image folder of imagenet_transform. index: those of its images that count. size: images of a
+    batch. With a seed they come in another order each epoch, those of this process, in lists of `pieces`:
+    what utils.Batches is. Which images they hold does not depend on the number of workers; what the
+    augmentation draws does.
+    """
+
+    def __init__(self, data, index, size, workers, device, mean, std, pieces=1, seed=None):
+        rank, world = utils.processes()
+        self.data, self.device, self.norm = data, device, dict(mean=mean, std=std)
+        self.pieces, self.seed, self.g = pieces, seed, torch.Generator()
+        subset, self.sampler = Subset(data, index.tolist()), None
+        if seed is not None:
+            self.steps = len(index) // (size * pieces * world)
+            self.sampler = DistributedSampler(subset, world, rank, seed=seed, drop_last=True)
+        # Workers start anew each epoch, so that what they draw follows from its number alone.
+        self.loader = DataLoader(
+            subset, size, sampler=self.sampler, num_workers=workers, pin_memory=device.type == "cuda",
+            generator=self.g, drop_last=seed is not None,
+        )  # fmt: skip
+
+    def __len__(self):
+        """Batches in an epoch."""
+        return self.steps
+
+    def __iter__(self):
+        try:
+            for x, y in self.loader:
+                x = x.to(self.device, non_blocking=True).permute(0, 2, 3, 1)
+                yield utils.normalise(x, **self.norm), y.to(self.device, non_blocking=True)
+        except utils.BadInput as error:  # a worker sends its whole traceback along: the last line is ours
+            message = str(error).strip().splitlines()[-1].removeprefix("utils.BadInput: ")
+            raise utils.BadInput(message) from None
+
+    def start_epoch(self, epoch):
+        self.sampler.set_epoch(epoch)
+        self.g.manual_seed(self.seed * 100_003 + epoch)
+        self.batches = iter(self)
+
+    def __next__(self):
+        return list(itertools.islice(self.batches, self.pieces))
+
+    def state_dict(self):
+        names = [os.path.relpath(path, self.data.root) for path, _ in self.data.samples]
+        return {"checksum": zlib.crc32(repr(names).encode())}
+
+    def load_state_dict(self, state):
+        if state != self.state_dict():
+            raise ValueError("its images are not those of --data")
 
 
 def load_train(args, device, parts, g, shard):
@@ -268,9 +294,9 @@ def load_train(args, device, parts, g, shard):
     """
     files = args.dataset == "imagenet"
     if files:
-        folder = os.path.join(args.data, "train")
-        train_set, plain_set = (utils.ImageFiles(folder, args.image_size, train) for train in (True, False))
-        labels, classes = torch.tensor(train_set.data.targets), train_set.data.classes
+        transform = imagenet_transform(args.image_size, train=True)
+        train_set = utils.image_folder(os.path.join(args.data, "train"), transform)
+        labels, classes = torch.tensor(train_set.targets), train_set.classes
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     else:
         images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size)
@@ -281,21 +307,19 @@ def load_train(args, device, parts, g, shard):
             f"{len(kept)} training images do not fill a batch of {args.batch_size}: choose a smaller "
             "--batch_size"
         )
-    if args.valid_portion and not len(held_out):
-        raise utils.BadInput(
-            f"--valid_portion {args.valid_portion} of {len(labels)} images holds out none: choose more"
-        )
     lost = set(range(len(classes))) - set(labels[kept].tolist())
-    if lost:
+    if lost or (args.valid_portion and not len(held_out)):
+        what = f"leaves none of the class {classes[min(lost)]} to train on" if lost else "holds out none"
         raise utils.BadInput(
-            f"--valid_portion {args.valid_portion} leaves no image of the class {classes[min(lost)]} to "
-            "train on: choose less, or add images"
+            f"--valid_portion {args.valid_portion} of {len(labels)} images {what}: change it"
         )
     size, norm = parts[0].stop - parts[0].start, dict(mean=mean, std=std)
     if files:
+        plain_set = copy.copy(train_set)  # the same files, without another look at the folder
+        plain_set.transform = imagenet_transform(args.image_size, train=False)
         reading = dict(workers=args.workers, device=device, **norm)
-        train = utils.FileBatches(train_set, kept, args.batch_size, g, parts, **reading)
-        valid = utils.FilesInOrder(plain_set, held_out[shard], size, **reading)
+        train = FileBatches(train_set, kept, size, pieces=len(parts), seed=args.seed, **reading)
+        valid = FileBatches(plain_set, held_out[shard], size, **reading)
     else:
         images, labels = images.to(device), labels.to(device)
         augmentation = dict(pad=images.shape[1] // 8, cutout=args.cutout_length if args.cutout else 0)
@@ -310,22 +334,34 @@ def load_test(args, device, size, shard, data):
     BadInput where the test set has other classes."""
     norm = dict(mean=torch.tensor(data["mean"]), std=torch.tensor(data["std"]))
     if args.dataset == "imagenet":
-        files = utils.ImageFiles(os.path.join(args.data, "val"), args.image_size, train=False)
-        utils.check_same_classes(data["classes"], files.data.classes)
-        index = torch.arange(len(files))[shard]
-        return utils.FilesInOrder(files, index, size, args.workers, device, **norm)
-    images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size, train=False)
-    utils.check_same_classes(data["classes"], classes)
+        transform = imagenet_transform(args.image_size, train=False)
+        test_set = utils.image_folder(os.path.join(args.data, "val"), transform)
+        labels, classes = test_set.targets, test_set.classes
+    else:
+        images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size, train=False)
+    if classes != data["classes"]:
+        odd = sorted(set(classes) ^ set(data["classes"]))
+        raise utils.BadInput(
+            f"the training and the test set have different classes ({', '.join(map(str, odd[:3]))} in one of "
+            "them alone): give both the same folders"
+        )
     index = torch.arange(len(labels))[shard]
+    if args.dataset == "imagenet":
+        return FileBatches(test_set, index, size, args.workers, device, **norm)
     return utils.InOrder(images.to(device), labels.to(device), index, size, **norm)
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------------------
+
+
 @torch.no_grad()
-def evaluate(model, batches, autocast, world=1):
+def evaluate(model, batches, autocast):
     """Loss (nats), top-1 and top-5 accuracy (percent) of a network in evaluation mode, over all processes.
 
-    batches: (x, y) on the network's device, this process's share of the set. world: the processes that share
-    it. With fewer than five classes, top-5 is 100 %.
+    batches: (x, y) on the network's device, this process's share of the set. With fewer than five classes,
+    top-5 is 100 %.
     """
     model.eval()
     total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
@@ -337,7 +373,7 @@ def evaluate(model, batches, autocast, world=1):
         hits = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
         total += torch.tensor([loss, hits[:, 0].sum().item(), hits.sum().item(), len(y)], dtype=torch.float64)
     model.train()
-    if world > 1:
+    if dist.is_initialized():
         total = total.to(next(model.parameters()).device)
         dist.all_reduce(total)
     loss, top1, top5, images = total.tolist()
@@ -360,7 +396,7 @@ def build(args, classes, device):
     return model, optimizer, autocast, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
 
-def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast, scaler, rank=0, world=1):
+def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast, scaler, rank=0):
     """One epoch, numbered from 1: returns the learning rate, the mean loss (nats) and top-1 accuracy
     (percent).
 
@@ -368,12 +404,13 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
     step at a time. checkpoint: path of the last good one, which a NotFinite names.
     """
     torch.manual_seed((args.seed * 100_003 + epoch) * 4096 + rank)  # what drop path draws from
+    batches.start_epoch(epoch)
     drop_path = args.drop_path_prob * (epoch - 1) / args.epochs
-    learning_rate = args.learning_rate * (args.batch_size / args.base_batch if args.base_batch else 1)
-    learning_rate *= SCHEDULE[args.schedule](epoch - 1, args.epochs, args.gamma)
+    lr = args.learning_rate * (args.batch_size / args.base_batch if args.base_batch else 1)
+    lr *= SCHEDULE[args.schedule](epoch - 1, args.epochs, args.gamma)
     if epoch < args.warmup_epochs:
-        learning_rate *= epoch / args.warmup_epochs
-    optimizer.param_groups[0]["lr"] = learning_rate
+        lr *= epoch / args.warmup_epochs
+    optimizer.param_groups[0]["lr"] = lr
     device, steps = next(net.parameters()).device, len(batches)
     losses, correct, seen = [], 0, 0  # losses of each step: the main head's, and what is minimised
     for step in range(1, steps + 1):
@@ -381,7 +418,7 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
         loss = torch.zeros(2, device=device)
         for i, (x, y) in enumerate(pieces, 1):
             # Gradients are exchanged with the last piece.
-            alone = net.no_sync() if world > 1 and i < len(pieces) else nullcontext()
+            alone = net.no_sync() if dist.is_initialized() and i < len(pieces) else nullcontext()
             with alone:
                 with autocast():
                     logits, auxiliary = net(x, drop_path)
@@ -402,14 +439,25 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
 
         losses.append(loss)
         bar.update()
-        if step % args.report_freq == 0 or step == steps:
-            # Not each step, since a look at the loss makes a GPU wait.
-            where = f"epoch {epoch}, learning rate {learning_rate:.3g}"
-            means = over_processes(torch.stack(losses, 1), world)
+        if step % args.report_freq == 0 or step == steps:  # not each step: a look makes a GPU wait
+            where = f"epoch {epoch}, learning rate {lr:.3g}"
+            means = utils.over_processes(torch.stack(losses, 1))
             utils.check_finite(means, where, checkpoint)
             bar.set_postfix(loss=f"{means[0, -1]:.3f}")
-    top1 = 100 * over_processes(correct.float(), world).item() / seen
-    return learning_rate, means[0].mean().item(), top1
+    top1 = 100 * utils.over_processes(correct.float()).item() / seen
+    return lr, means[0].mean().item(), top1
+
+
+def some_parts_are_unused(arch):
+    """Whether an architecture has a part on which its output does not depend, so that no gradient arrives."""
+    if not isinstance(arch, Genotype):
+        return "none~" in arch
+    cells = (arch.normal, arch.normal_concat), (arch.reduce, arch.reduce_concat)
+    return any(
+        node not in concat and all(source != node for _, source in pairs)
+        for pairs, concat in cells
+        for node in range(len(pairs) // 2 + 2)
+    )
 
 
 def train(args, rank, world, device):
@@ -417,24 +465,24 @@ def train(args, rank, world, device):
     from tqdm import tqdm
 
     # The checkpoint to go on from or to test, this process's share of the work
-    checkpoint = utils.load_checkpoint(utils.checkpoint_path(args.resume)) if args.resume else None
+    checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
-        utils.check_same_run(args, checkpoint, MAY_DIFFER + (EVAL_MAY_DIFFER if args.eval else []))
+        may_differ = MAY_DIFFER + (EVAL_MAY_DIFFER if args.eval else [])
+        utils.check_same_run(args, checkpoint["args"], may_differ)
     else:
         utils.check_free(args.save)
     size = max(1, args.batch_size // (world * args.accumulate))
     first = rank * args.accumulate
     parts = [slice(i * size, (i + 1) * size) for i in range(first, first + args.accumulate)]
     shard = slice(rank, None, world)
-    g = utils.generator(args.seed, 1)
     if args.eval:
         data = checkpoint.get("data")
-        lists = [data.get(name) for name in ("classes", "mean", "std")] if isinstance(data, dict) else [None]
-        if not all(isinstance(item, list) for item in lists) or not len(lists[1]) == len(lists[2]) == 3:
+        if not isinstance(data, dict) or not {"classes", "mean", "std"} <= data.keys():
             raise utils.BadInput(f"{args.resume} is not a checkpoint of train.py: it names no classes")
     else:
+        g = utils.generator(args.seed, 1)
         train_batches, valid_batches, data = load_train(args, device, parts, g, shard)
-        if checkpoint and checkpoint.get("data", {}).get("classes") != data["classes"]:
+        if checkpoint and checkpoint["data"]["classes"] != data["classes"]:
             raise utils.BadInput(f"--data {args.data} has other classes than the run {args.resume}")
     test_batches = load_test(args, device, size, shard, data)
 
@@ -461,18 +509,18 @@ def train(args, rank, world, device):
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
     if args.eval:
-        return test_checkpoint(model, best, start, test_batches, autocast, rank, world)
-    if world > 1:
-        dist.barrier()  # no process looks for a checkpoint that another has just written
+        return test_checkpoint(model, best, start, test_batches, autocast, rank)
+    utils.wait_for_processes()  # no process looks for a checkpoint that another has just written
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:
         folder.log_resumed(checkpoint, args)
     else:
         folder.save(parts, 0, rows, args)
+        heads = f" ({parameters + head:,} with auxiliary head)" if head else ""
         folder.log(
-            f"{args.name}: {parameters:,} parameters ({parameters + head:,} with auxiliary head), {macs:,} "
-            f"MACs; {args.dataset}: {data['images'][0]:,} training and {data['images'][1]:,} validation "
-            f"images, {len(data['classes'])} classes; {world} x {device}, {torch.get_num_threads()} threads; "
+            f"{args.name}: {parameters:,} parameters{heads}, {macs:,} MACs; {args.dataset}: "
+            f"{data['images'][0]:,} training and {data['images'][1]:,} validation images, "
+            f"{len(data['classes'])} classes; {world} x {device}, {torch.get_num_threads()} threads; "
             f"seed {args.seed}; run folder {folder.path}"
         )
 
@@ -480,22 +528,22 @@ def train(args, rank, world, device):
     bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=True if rank else None)
     for epoch in range(start + 1, args.epochs + 1):
         started = time.perf_counter()
-        learning_rate, train_loss, train_top1 = train_epoch(
+        lr, train_loss, train_top1 = train_epoch(
             net, optimizer, train_batches, args, epoch, bar, folder.file("checkpoint.pt"), autocast, scaler,
-            rank, world,
+            rank,
         )  # fmt: skip
 
         # The held-out part, or the test set; a checkpoint
         for buffer in model.buffers():  # running statistics: each process has seen its own images
-            buffer.copy_(over_processes(buffer, world))
+            buffer.copy_(utils.over_processes(buffer))
         part = "valid" if valid_batches else "test"
-        scores = evaluate(model, valid_batches or test_batches, autocast, world)
-        where = f"epoch {epoch}, learning rate {learning_rate:.3g}"
+        scores = evaluate(model, valid_batches or test_batches, autocast)
+        where = f"epoch {epoch}, learning rate {lr:.3g}"
         utils.check_finite_state(model, scores["loss"], where, folder.file("checkpoint.pt"))
         rows.append(
             {
                 "epoch": epoch,
-                "learning_rate": learning_rate,
+                "learning_rate": lr,
                 "train_loss": train_loss,
                 "train_top1": train_top1,
                 **{f"{part}_{name}": value for name, value in scores.items()},
@@ -506,7 +554,7 @@ def train(args, rank, world, device):
             best.update(epoch=epoch, valid_top1=scores["top1"], model=copy.deepcopy(model.state_dict()))
         folder.save(parts, epoch, rows, args)
         folder.log(
-            f"epoch {epoch}: learning rate {learning_rate:.4f}, train loss {train_loss:.4f} "
+            f"epoch {epoch}: learning rate {lr:.4f}, train loss {train_loss:.4f} "
             f"top-1 {train_top1:.2f} %, {part} loss {scores['loss']:.4f} top-1 {scores['top1']:.2f} % "
             f"top-5 {scores['top5']:.2f} %, {rows[-1]['seconds']:.1f} s"
         )
@@ -516,7 +564,7 @@ def train(args, rank, world, device):
     counts = best["epoch"] if valid_batches else args.epochs
     if valid_batches:
         model.load_state_dict(best["model"])
-        scores = evaluate(model, test_batches, autocast, world)
+        scores = evaluate(model, test_batches, autocast)
     else:
         scores = {name: rows[-1][f"test_{name}"] for name in ("loss", "top1", "top5")}
     result = {
@@ -542,39 +590,18 @@ def train(args, rank, world, device):
     return result
 
 
-def over_processes(value, world):
-    """The mean of a tensor over the processes."""
-    if world == 1:
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value / world
-
-
-def test_checkpoint(model, best, epoch, test_batches, autocast, rank, world):
+def test_checkpoint(model, best, epoch, test_batches, autocast, rank):
     """Print the test accuracy of a checkpoint: of its best epoch on the held-out part, where it has one."""
     if best["model"] is not None:
         model.load_state_dict(best["model"])
         epoch = best["epoch"]
-    scores = evaluate(model, test_batches, autocast, world)
+    scores = evaluate(model, test_batches, autocast)
     if rank == 0:
         print(
             f"test top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f}, "
             f"after epoch {epoch}"
         )
     return scores
-
-
-def main(args):
-    rank, world, device = join_processes(args.device)
-    args.save = args.resume or args.save or utils.new_run_path("train", f"{args.name}-{args.dataset}")
-    args.save = from_the_first(args.save, world)  # its time is that of the first process
-    if args.seeds is None:
-        train(args, rank, world, device)
-    else:
-        train_seeds(args, rank, world, device)
-    if world > 1:
-        dist.destroy_process_group()
 
 
 def train_seeds(args, rank, world, device):
@@ -585,21 +612,14 @@ def train_seeds(args, rank, world, device):
         started = args.resume and os.path.exists(os.path.join(path, "checkpoint.pt"))
         more = {"seed": seed, "seeds": None, "save": path, "resume": path if started else None}
         runs.append(Namespace(**{**vars(args), **more}))
-        if started:
-            utils.check_same_run(runs[-1], utils.load_checkpoint(utils.checkpoint_path(path)), MAY_DIFFER)
     if not args.resume:
         utils.check_free(args.save)
     elif os.path.exists(os.path.join(args.save, "checkpoint.pt")):
         raise utils.BadInput(f"{args.save} is the run of one seed: leave --seeds out, or give another --save")
-    if world > 1:
-        dist.barrier()  # no process looks for a run that another has just begun
+    utils.wait_for_processes()  # no process looks for a run that another has just begun
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
-    results = []
-    for one in runs:
-        results.append(train(one, rank, world, device))
-    summary = {
-        **{name: results[0][name] for name in ("name", "arch", "dataset", "parameters", "macs", "epochs")}
-    }
+    results = [train(one, rank, world, device) for one in runs]
+    summary = {k: results[0][k] for k in ("name", "arch", "dataset", "parameters", "macs", "epochs")}
     summary["seeds"] = args.seeds
     for name in ("test_top1", "test_top5", "test_loss"):
         values = [result[name] for result in results]
@@ -611,6 +631,14 @@ def train_seeds(args, rank, world, device):
     folder.log(
         f"test top-1 {top1['mean']:.2f}{spread} % over seeds {' '.join(map(str, args.seeds))}; {folder.path}"
     )
+
+
+def main(args):
+    rank, world, device = utils.join_processes(args.device)
+    path = args.resume or args.save or utils.new_run_path("train", f"{args.name}-{args.dataset}")
+    args.save = utils.from_the_first(path)  # its time is that of the first process
+    (train_seeds if args.seeds else train)(args, rank, world, device)
+    utils.leave_processes()
 
 
 if __name__ == "__main__":

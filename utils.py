@@ -1,24 +1,20 @@
-"""Data, run folders, checkpoints and other plumbing of the scripts.
+"""What the scripts share: data, run folders, checkpoints, processes, and how a run ends.
 
 Small images live in memory (or on the GPU) as one uint8 tensor of shape (N, H, W, 3), and are augmented a
-whole batch at a time, without worker processes. Large ones are read from their files by worker processes.
-Both give the same batches whatever the number of processes that share the work.
+whole batch at a time, without worker processes.
 """
 
 import argparse
-import bz2
 import contextlib
 import csv
 import errno
 import functools
 import glob
 import io
-import itertools
 import json
 import math
 import os
 import pickle
-import re
 import shlex
 import signal
 import sys
@@ -28,16 +24,14 @@ import zipfile
 import zlib
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
-from genotypes import (
-    check_regular,
-    format_architecture,
-    nasbench201_architectures,
-    parse_architecture,
-    printable,
-    to_json,
-)
+from genotypes import printable, to_json
+
+# ------------------------------------------------------------------------------------------------------------
+# Flags, and how a run ends
+# ------------------------------------------------------------------------------------------------------------
 
 
 class BadInput(Exception):
@@ -47,103 +41,128 @@ class BadInput(Exception):
     status = 2
 
 
+class CannotWrite(BadInput):
+    """A file of the run could not be written, for want of room or rights."""
+
+
 class NotFinite(Exception):
     """A loss is not finite. The message is one line that names the step and the last good checkpoint."""
 
     status = 1
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with exit status 2."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Adds the default of every flag whose help does not name one."""
 
-    def __init__(self, doc, **options):
-        super().__init__(
-            description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            **options,
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=28, width=110)
+
+    def _get_help_string(self, action):
+        if "default" in action.help or action.nargs == "?" or action.dest == "help":
+            return action.help
+        return (
+            action.help + " (default: %(default)s)"
+            if action.default is not None
+            else action.help + " (default: none)"
         )
 
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with exit status 2, and whose help shows the first two
+    paragraphs of the module's docstring and every default."""
+
+    def __init__(self, doc, **options):
+        options.setdefault("description", "\n\n".join(doc.split("\n\n")[:2]))
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **options)
+
     def error(self, message):
-        if message.startswith(("argument ", "unrecognized arguments")):  # argparse's own words
-            message += f"; {self.prog} -h lists the flags"
+        if message.startswith(("argument ", "unrecognized arguments", "the following arguments")):
+            message += f"; {self.prog} -h lists the flags"  # argparse's own words
         self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
-    def parse_known_args(self, args=None, namespace=None):
-        known, others = super().parse_known_args(args, namespace)
-        for name, value in vars(known).items():
-            if value == "":
-                self.error(f"--{name} is empty: give it a value, or leave it out")
-        return known, others
+
+def within(kind, low, high):
+    """An argparse type: a number of this kind, int or float, from low to high."""
+
+    def number(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it lies between {low} and {high}")
+        return value
+
+    number.__name__ = kind.__name__  # for argparse's message about what is no number
+    return number
 
 
 def run(main, args):
     """Call main(args) as a script: what goes wrong as foreseen ends it with one line and an exit status, 2
     for bad input, a full disk or too little memory, 1 for a loss that is not finite, 130 for SIGINT (Ctrl-C)
-    and 143 for SIGTERM."""
-    stopped = []
+    and 143 for SIGTERM. Any other error keeps its traceback. In a thread that is not the main one, signals
+    are left alone."""
+    terminated = []
 
     def stop(number, frame):
-        stopped.append(number)
+        terminated.append(number)
         raise KeyboardInterrupt
 
-    def again(dropped):
-        """Python drops what is raised in a destructor, such as that of a progress bar; an interrupt that this
-        befalls comes once more when the destructor is over."""
-        if isinstance(dropped.exc_value, KeyboardInterrupt):
-            number = signal.SIGTERM if stopped else signal.SIGINT
-            threading.Timer(0.01, signal.raise_signal, [number]).start()
-        else:
-            sys.__unraisablehook__(dropped)
-
-    signal.signal(signal.SIGTERM, stop)
-    sys.unraisablehook = again
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
     try:
         main(args)
-    except BaseException as error:
-        if stopped or isinstance(error, KeyboardInterrupt):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # it ends now in any case
-            status, message = 143 if stopped else 130, f"interrupted; {how_to_go_on(args)}"
-        elif isinstance(error, (BadInput, NotFinite)):
-            status, message = error.status, str(error)
-        elif isinstance(error, OSError):
-            status, message = 2, f"{_one_line(error)}; {_mend(error)}; {how_to_go_on(args)}"
-        elif out_of_memory(error):
-            mend = "choose a smaller --batch_size, --image_size or --init_channels"
-            status, message = 2, f"out of memory ({_one_line(error)[:120]}); {mend}; {how_to_go_on(args)}"
-        else:
+    except KeyboardInterrupt:
+        status, message = 143 if terminated else 130, f"interrupted; {how_to_go_on(args)}"
+    except CannotWrite as error:
+        status, message = 2, f"{error}; {how_to_go_on(args)}"
+    except (BadInput, NotFinite) as error:
+        status, message = error.status, str(error)
+    except Exception as error:
+        if not out_of_memory(error):
             raise
-        # Of several processes that are stopped, the first one speaks.
-        if not (status > 128 and os.environ.get("RANK", "0") != "0"):
-            print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
-        sys.exit(status)
+        flags = [name for name in ("batch_size", "image_size", "init_channels", "images") if name in args]
+        mend = f"choose a smaller --{', --'.join(flags)}" if flags else "ask for less at a time"
+        status, message = 2, f"out of memory ({one_line(error)[:120]}); {mend}; {how_to_go_on(args)}"
+    else:
+        return
+    if (
+        status < 128 or os.environ.get("RANK", "0") == "0"
+    ):  # of several that are stopped, the first one speaks
+        print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
+    sys.exit(status)
 
 
 def how_to_go_on(args):
     """The last checkpoint of a run and the command that resumes it, as text; or that there is none yet."""
     folder = getattr(args, "save", None) or getattr(args, "resume", None)
-    found = [
-        path
-        for name in ("checkpoint.pt", "seed-*/checkpoint.pt", "evaluations.csv")
-        for path in (glob.glob(os.path.join(glob.escape(folder), name)) if folder else ())
-    ]
-    if not found or getattr(args, "eval", None) is True:  # of train.py, which only reads
+    names = "checkpoint.pt", "seed-*/checkpoint.pt", "evaluations.csv"
+    found = [p for name in names if folder for p in glob.glob(os.path.join(glob.escape(folder), name))]
+    if not found:
         return "no checkpoint was written: give the same command again"
-    script = os.path.basename(sys.argv[0])
-    start = "torchrun ..." if "TORCHELASTIC_RUN_ID" in os.environ else "python"
+    start = "torchrun ..." if dist.is_torchelastic_launched() else "python"
     return (
-        f"last checkpoint: {max(found, key=os.path.getmtime)}; go on with: {start} {script} --resume "
-        f"{shlex.quote(folder)}"
+        f"last checkpoint: {max(found, key=os.path.getmtime)}; go on with: {start} "
+        f"{os.path.basename(sys.argv[0])} --resume {shlex.quote(folder)}"
     )
 
 
-def _mend(error):
-    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return "make room on that disk, or lift the limit on the size of files"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "make it readable and writable"
-    return "see to that file"
+def one_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".")[:200] if lines else type(error).__name__
+
+
+def out_of_memory(error):
+    """Whether an exception says that memory, of the CPU or of a GPU, did not suffice."""
+    words = (
+        "out of memory", "t allocate memory", "not enough memory",  # CUDA, Linux and macOS, Windows
+        "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
+    )  # fmt: skip
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Device, processes, random numbers
+# ------------------------------------------------------------------------------------------------------------
 
 
 def cores():
@@ -151,29 +170,68 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def out_of_memory(error):
-    """Whether an exception says that memory, of the CPU or of a GPU, did not suffice."""
-    words = "out of memory", "t allocate memory", "not enough memory"  # CUDA, Linux and macOS, Windows
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in words)
-    )
-
-
 def device_of(name):
     """The torch device of a --device flag; `auto` is the GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        value = torch.zeros(1, device=name)
-        value.item()  # which a device without memory cannot do
-        return value.device
+        device = torch.zeros(1, device=name)
+        device.item()  # which a device without memory cannot do
+        return device.device
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise BadInput(f"--device {name} is not to be had: {_one_line(error)}; try --device cpu") from None
+        raise BadInput(f"--device {name} is not available: {one_line(error)}; try --device cpu") from None
 
 
-def _one_line(error):
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+def processes():
+    """This process's rank, and how many there are: one, unless torchrun has started more."""
+    if not dist.is_torchelastic_launched():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def join_processes(device, timeout=None):
+    """This process's rank, how many there are, and its device, once they are connected. device: a --device
+    flag. timeout: a timedelta that one may wait for another, or torch's."""
+    rank, world = processes()
+    if world > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = device_of(device)
+    if world > 1:
+        # Loaded later (by the first optimizer), its functions would keep the group as a default, and the
+        # group's threads would outlive destroy_process_group: a process could abort as it ends.
+        from torch.distributed.nn import functional  # noqa: F401
+
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    return rank, world, device
+
+
+def leave_processes():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_the_first(value):
+    """A plain value of the first process, in all of them."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def over_processes(value):
+    """The mean of a tensor over the processes."""
+    if not dist.is_initialized():
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+def wait_for_processes():
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def generator(seed, stream):
@@ -185,7 +243,7 @@ def generator(seed, stream):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Data
+# Small images, in memory
 # ------------------------------------------------------------------------------------------------------------
 
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")  # those that are held in memory
@@ -212,13 +270,19 @@ def load_images(dataset, root, image_size, train=True):
 def _load_cifar(dataset, root, train):
     from torchvision import datasets
 
+    made = None if os.path.isdir(root) else root
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
     try:
-        data = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset](
-            root, train=train, download=True
-        )
+        if processes()[0] == 0:  # one process downloads, and the others find it there
+            kind(root, train=train, download=True)
+        wait_for_processes()
+        data = kind(root, train=train)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(made)  # empty, since nothing came
         raise BadInput(
-            f"{dataset} is not in {root} and could not be downloaded ({_one_line(error)}): put its "
+            f"{dataset} is not in {root} and could not be downloaded ({one_line(error)}): put its "
             "archive from https://www.cs.toronto.edu/~kriz/cifar.html there, or use --dataset folder --data "
             "DIR, or --dataset shapes"
         ) from None
@@ -231,17 +295,11 @@ def _load_folder(root, image_size):
     from torchvision.transforms import v2
     from tqdm import tqdm
 
-    fit = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)])
-    data = image_folder(root, fit)
+    fit = [v2.Resize(image_size), v2.CenterCrop(image_size), v2.PILToTensor()]
+    data = image_folder(root, v2.Compose(fit))
     images = torch.empty(len(data), image_size, image_size, 3, dtype=torch.uint8)
     for i in tqdm(range(len(data)), desc=f"reading {root}", disable=None, leave=False):
-        try:
-            images[i] = v2.functional.pil_to_tensor(data[i][0]).permute(1, 2, 0)
-        except Exception as error:  # each image format has errors of its own
-            raise BadInput(
-                f"{data.samples[i][0]} is not an image that can be read: {_one_line(error)}; mend or remove "
-                "it"
-            ) from None
+        images[i] = data[i][0].permute(1, 2, 0)
     return images, torch.tensor(data.targets), data.classes
 
 
@@ -253,17 +311,11 @@ def image_folder(root, transform):
         raise BadInput(
             f"there is no folder {root}: --data takes a folder with train/<class>/ and val/<class>/ in it"
         )
-    for folder, inside, _ in os.walk(root):
-        for path in (os.path.join(folder, name) for name in inside):
-            if os.path.islink(path) and f"{os.path.realpath(folder)}/".startswith(
-                f"{os.path.realpath(path)}/"
-            ):
-                raise BadInput(f"{path} is a link to a folder that it lies in, without an end: remove it")
     try:
-        data = ImageFolder(root, transform=transform, loader=_load_image)
-    except (FileNotFoundError, OSError) as error:
+        data = ImageFolder(root, transform, loader=_load_image)
+    except OSError as error:
         raise BadInput(
-            f"no images in {root} ({_one_line(error)}): expected {root}/<class>/<image>.png or .jpg"
+            f"no images in {root} ({one_line(error)}): expected {root}/<class>/<image>.png or .jpg"
         ) from None
     if len(data.classes) < 2:
         raise BadInput(f"{root} has one class, {data.classes[0]}: a classifier needs at least two")
@@ -271,20 +323,15 @@ def image_folder(root, transform):
 
 
 def _load_image(path):
-    from torchvision.datasets.folder import pil_loader
+    from PIL import Image
 
-    check_regular(path)
-    return pil_loader(path)
-
-
-def check_same_classes(train, test):
-    """Raise BadInput unless both parts of a data set have the same class names, and so the same labels."""
-    if train != test:
-        odd = sorted(set(train) ^ set(test))
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # each image format has errors of its own
         raise BadInput(
-            f"the training and the test set have different classes ({', '.join(map(str, odd[:3]))}"
-            f"{', ...' if len(odd) > 3 else ''} in one of them alone): give both the same folders"
-        )
+            f"{path} is not an image that can be read: {one_line(error)}; mend or remove it"
+        ) from None
 
 
 def _resized(images, size):
@@ -356,6 +403,24 @@ def split_balanced(labels, portion, g):
         first.append(members[:cut])
         second.append(members[cut:])
     return torch.cat(first), torch.cat(second)
+
+
+def load_halves(args):
+    """The training images of a search, cut in two: images uint8 (N, S, S, 3), labels (N,), class names, the
+    indices of the half that trains the weights and of the half that trains alpha, and the channels' mean and
+    deviation, for `normalise`. Raises BadInput where there are too few."""
+    images, labels, classes = load_images(args.dataset, args.data, args.image_size)
+    mean, std = channel_statistics(images)
+    weight_half, arch_half = split_balanced(labels, args.train_portion, generator(args.seed, 0))
+    if min(len(weight_half), len(arch_half)) < args.batch_size:
+        raise BadInput(
+            f"{len(images)} training images give halves of {len(weight_half)} and {len(arch_half)}, which do "
+            f"not fill a batch of {args.batch_size}: choose a smaller --batch_size"
+        )
+    for label, name in enumerate(classes):
+        if not all((labels[half] == label).any() for half in (weight_half, arch_half)):
+            raise BadInput(f"the class {name} has too few images for one in each half: add some or drop it")
+    return images, labels, classes, weight_half, arch_half, dict(mean=mean, std=std)
 
 
 def channel_statistics(images):
@@ -467,9 +532,12 @@ class Batches:
             for part in self.parts
         ]
 
+    def start_epoch(self, epoch):
+        """Nothing to do: the place in the round is part of the state."""
+
     def state_dict(self):
-        generator = self.g.get_state()
-        return {"order": self.order, "place": self.place, "generator": generator, "checksum": self.checksum}
+        state = {"order": self.order, "place": self.place, "generator": self.g.get_state()}
+        return state | {"checksum": self.checksum}
 
     def load_state_dict(self, state):
         if state["checksum"] != self.checksum:
@@ -490,339 +558,14 @@ class InOrder:
             yield normalise(self.images[part], **self.normalisation), self.labels[part]
 
 
-class ImageFiles(torch.utils.data.Dataset):
-    """The images of a folder, read one at a time: item (index, seed) is (uint8 (3, S, S), label).
-
-    The transform draws from a generator with that seed, so that it does not matter which process reads what.
-    train: DARTS's ImageNet augmentation (crop of random size and shape, flip, colors); otherwise the center,
-    at 7/8 of the resized shorter side.
-    """
-
-    def __init__(self, root, image_size, train):
-        from torchvision.transforms import v2
-
-        if train:
-            steps = [
-                v2.RandomResizedCrop(image_size),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2),
-            ]
-        else:
-            steps = [v2.Resize(round(image_size * 8 / 7)), v2.CenterCrop(image_size)]
-        self.data = image_folder(root, v2.Compose([*steps, v2.PILToTensor()]))
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, item):
-        index, seed = item
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            try:
-                return self.data[index]
-            except Exception as error:  # each image format has errors of its own
-                path = self.data.samples[index][0]
-                raise BadInput(
-                    f"{path} is not an image that can be read: {_one_line(error)}; mend or remove it"
-                ) from None
-
-
-def _quiet(worker):
-    """For processes that read: their errors travel with the data, and what a thread of theirs would print as
-    they end with a run that is stopped says nothing."""
-    sys.excepthook = lambda *error: None
-
-
-def _read(loader, device, normalisation):
-    """Batches (x, y) of a DataLoader over ImageFiles, on the device and normalised."""
-    batches = iter(loader)
-    while True:
-        try:
-            x, y = next(batches)
-        except StopIteration:
-            return
-        except BadInput as error:  # a worker sends its whole traceback along: the last line is ours
-            raise BadInput(str(error).strip().splitlines()[-1].removeprefix("utils.BadInput: ")) from None
-        x = x.to(device, non_blocking=True).permute(0, 2, 3, 1)
-        yield normalise(x, **normalisation), y.to(device, non_blocking=True)
-
-
-class FileBatches:
-    """What Batches is, for images that worker processes read from their files: the same interface."""
-
-    def __init__(self, files, index, batch_size, g, parts, workers, device, mean, std):
-        self.files, self.index, self.batch_size, self.g, self.parts = files, index, batch_size, g, parts
-        self.device, self.normalisation, self.pieces = device, dict(mean=mean, std=std), iter(())
-        root, samples = files.data.root, files.data.samples
-        names = [(os.path.relpath(path, root), label) for path, label in samples]
-        self.checksum = zlib.crc32(repr(names).encode())
-        # The loader wants a generator of its own, or it would draw from the global one.
-        self.loader = torch.utils.data.DataLoader(
-            files, batch_sampler=self, num_workers=workers, pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0, generator=torch.Generator(), worker_init_fn=_quiet,
-        )  # fmt: skip
-
-    def __len__(self):
-        """Batches in a round."""
-        return len(self.index) // self.batch_size
-
-    def __iter__(self):
-        """The loader's plan of a round: the items of each piece, (index, seed) an image."""
-        order = self.index[torch.randperm(len(self.index), generator=self.g)]
-        seeds = torch.randint(2**62, (len(order),), generator=self.g)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            for part in self.parts:
-                yield list(zip(order[batch][part].tolist(), seeds[batch][part].tolist(), strict=True))
-
-    def __next__(self):
-        pieces = list(itertools.islice(self.pieces, len(self.parts)))
-        if not pieces:
-            self.pieces = _read(self.loader, self.device, self.normalisation)
-            pieces = list(itertools.islice(self.pieces, len(self.parts)))
-        return pieces
-
-    def state_dict(self):
-        """Of the end of a round."""
-        return {"generator": self.g.get_state(), "checksum": self.checksum}
-
-    def load_state_dict(self, state):
-        if state["checksum"] != self.checksum:
-            raise ValueError("its images are not those of --data")
-        self.g.set_state(state["generator"])
-
-
-class FilesInOrder:
-    """What InOrder is, for images that worker processes read from their files."""
-
-    def __init__(self, files, index, batch_size, workers, device, mean, std):
-        self.device, self.normalisation = device, dict(mean=mean, std=std)
-        items = [(i, 0) for i in index.tolist()]
-        self.loader = torch.utils.data.DataLoader(
-            files, batch_size, sampler=items, num_workers=workers, pin_memory=device.type == "cuda",
-            generator=torch.Generator(), worker_init_fn=_quiet,
-        )  # fmt: skip
-
-    def __iter__(self):
-        return _read(self.loader, self.device, self.normalisation)
-
-
 # ------------------------------------------------------------------------------------------------------------
-# The NAS-Bench-201 table
-# ------------------------------------------------------------------------------------------------------------
-
-# The columns of a converted table, less the epochs: data set and part of the official NATS-Bench files.
-# CIFAR-10's `valid` is that of networks trained on half of the training set, its `test` of those trained on
-# all of it, as the official API has it.
-NATS_COLUMNS = {
-    "cifar10_valid": ("cifar10-valid", "x-valid"),
-    "cifar10_test": ("cifar10", "ori-test"),
-    "cifar100_valid": ("cifar100", "x-valid"),
-    "cifar100_test": ("cifar100", "x-test"),
-    "imagenet16_valid": ("ImageNet16-120", "x-valid"),
-    "imagenet16_test": ("ImageNet16-120", "x-test"),
-}
-COLUMN = re.compile(r"\w+_(valid|test)_[1-9]\d*")  # <dataset>_<split>_<epochs>
-
-
-def load_table(path):
-    """The accuracies of NAS-Bench-201 architectures: a dict of column name to float64 tensor (15625,), in
-    percent, in the order of `nasbench201_architectures`, nan where the table has no value.
-
-    path: a CSV file with a column `arch` and columns <dataset>_<split>_<epochs>, or a folder of official
-    NATS-Bench topology files, which is converted to such a file beside it first. Raises BadInput where it
-    cannot be read, an architecture is unknown or doubled, or a value is no percentage.
-    """
-    path = str(path)
-    if os.path.isdir(path):
-        path = convert_nats_bench(path)
-    place = {arch: i for i, arch in enumerate(nasbench201_architectures())}
-    try:
-        check_regular(path)
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(
-            f"no table could be read from {path} ({_one_line(error)}): --bench takes a CSV file, or a folder "
-            "of NATS-Bench files"
-        ) from None
-    if not rows or rows[0].count("arch") != 1 or len(set(rows[0])) < len(rows[0]):
-        raise BadInput(f"{path} is not a table: its first line names a column arch, and each column once")
-    header, at = rows[0], rows[0].index("arch")
-    bad = [name for name in header if name != "arch" and not COLUMN.fullmatch(name)]
-    if bad or len(header) < 2:
-        raise BadInput(
-            f"{path} has the columns {', '.join(map(repr, bad or header))}: expected names such as "
-            "cifar10_valid_200"
-        )
-    table = [[math.nan] * len(place) for _ in header]
-    seen = set()
-    for number, row in enumerate(rows[1:], 2):
-        where = f"line {number} of {path}"
-        if len(row) != len(header):
-            raise BadInput(f"{where} has {len(row)} values: expected {len(header)}, as in the first line")
-        i = place.get(row[at])
-        if i is None or i in seen:
-            what = "stands there twice: keep one of the lines"
-            if i is None:
-                what = "is no NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
-            raise BadInput(f"{where}: {row[at][:100]!r} {what}")
-        seen.add(i)
-        for c, (column, text) in enumerate(zip(table, row, strict=True)):
-            if text and c != at:
-                try:
-                    column[i] = float(text)
-                except ValueError:
-                    column[i] = -1.0
-                if not 0 <= column[i] <= 100:
-                    raise BadInput(f"{where}: {text[:40]!r} is no percentage: expected 0 to 100")
-    return {
-        name: torch.tensor(column, dtype=torch.float64)
-        for name, column in zip(header, table, strict=True)
-        if name != "arch"
-    }
-
-
-class _NatsUnpickler(pickle.Unpickler):
-    """Admits what the official files hold, and nothing that could run code."""
-
-    def find_class(self, module, name):
-        import collections
-
-        import numpy
-
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("numpy", "dtype"):
-            return numpy.dtype
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
-            return numpy.float64(0).__reduce__()[0]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def read_nats_file(path):
-    """One official NATS-Bench topology file: (architecture string, accuracies in percent by column name).
-
-    Values are means over the seeds, as the official API's get_more_info(..., is_random=False) gives them.
-    What the file does not hold is left out. Raises BadInput where it is no such file.
-    """
-    try:
-        check_regular(path)
-        with bz2.open(path) as file:
-            data = file.read(2**26 + 1)
-        if len(data) > 2**26:
-            raise ValueError("it unpacks to more than 64 MiB")
-        runs = _NatsUnpickler(io.BytesIO(data)).load()
-        arch, values = runs["200"]["arch_str"], {}
-        if not arch.startswith("|"):
-            raise ValueError(f"unknown architecture {arch[:100]!r}")
-        parse_architecture(arch)
-        for epochs in ("200", "12"):
-            for name, (dataset, part) in NATS_COLUMNS.items():
-                results = [
-                    runs[epochs]["all_results"][dataset, seed]["eval_acc1es"].get(f"{part}@{int(epochs) - 1}")
-                    for seed in runs[epochs]["dataset_seed"].get(dataset, ())
-                ]
-                if results and None not in results:
-                    values[f"{name}_{epochs}"] = float(sum(results) / len(results))
-        if not values or not all(0 <= value <= 100 for value in values.values()):
-            raise ValueError("its accuracies are missing or no percentages")
-    except Exception as error:  # what reading arbitrary bytes can raise is not a closed list
-        raise BadInput(
-            f"{path} is not a NATS-Bench topology file ({_one_line(error)[:120]}): take it from the official "
-            "archive anew"
-        ) from None
-    return arch, values
-
-
-def _start_to_read():
-    """What a process that reads NATS-Bench files does first: it leaves Ctrl-C to the one that started it, and
-    has no more than 8 GiB, for which a damaged file of a few bytes can ask as the place of a memo."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(ImportError, ValueError):  # not on Windows; not above a lower limit
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (2**33, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-
-
-def _read_nats_file(path):
-    try:
-        return path, read_nats_file(path), None
-    except BadInput as error:
-        return path, None, str(error)
-
-
-def convert_nats_bench(folder):
-    """Convert a folder of official NATS-Bench topology files, NNNNNN.pickle.pbz2, to FOLDER.csv beside it.
-    Returns that file's path.
-
-    The files are read one at a time by each core. What is done is kept in FOLDER.csv.part, so that an
-    interrupted conversion goes on where it stopped. A finished FOLDER.csv is used as it is.
-    """
-    from concurrent.futures import ProcessPoolExecutor
-
-    from tqdm import tqdm
-
-    target = f"{os.path.abspath(folder)}.csv"
-    if os.path.exists(target):
-        for rest in (f"{target}.part", f"{target}.tmp"):  # of a conversion that was killed at its very end
-            with contextlib.suppress(OSError):
-                os.remove(rest)
-        return target
-    names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d{6}\.pickle\.pbz2", name))
-    if not names:
-        raise BadInput(f"{folder} holds no NATS-Bench files: expected NNNNNN.pickle.pbz2")
-    columns = [f"{name}_{epochs}" for epochs in (200, 12) for name in NATS_COLUMNS]
-    done, known = {}, set(nasbench201_architectures())
-    try:
-        with open(f"{target}.part", "a+", newline="", encoding="utf-8", errors="replace") as part:
-            part.seek(0)
-            for line in part.read().split("\n")[:-1]:  # what a kill cut short has no end, and is done again
-                name, *row = line.split(",")
-                if name in names and len(row) == len(columns) + 1 and row[0] in known:
-                    done[name] = row
-            part.truncate(0)
-            part.writelines(",".join([name, *row]) + "\n" for name, row in done.items())
-            left = [os.path.join(folder, name) for name in names if name not in done]
-            workers = min(cores(), 61)  # more than Windows allows
-            with ProcessPoolExecutor(workers, initializer=_start_to_read) as pool:
-                try:
-                    results = pool.map(_read_nats_file, left, chunksize=8)
-                    for path, result, error in tqdm(
-                        results, "converting", len(left), disable=None, leave=False
-                    ):
-                        if error:
-                            raise BadInput(error)
-                        arch, values = result
-                        name = os.path.basename(path)
-                        done[name] = [arch, *(repr(values[c]) if c in values else "" for c in columns)]
-                        part.write(",".join([name, *done[name]]) + "\n")
-                        part.flush()
-                except BaseException:  # an interrupt too does not wait for what is left
-                    pool.shutdown(cancel_futures=True)
-                    raise
-        rows = [",".join(done[name]) for name in names]
-        write_file(target, "\n".join([",".join(["arch", *columns]), *rows]) + "\n")
-        os.remove(f"{target}.part")
-    except OSError as error:
-        raise BadInput(
-            f"{target} cannot be written ({_one_line(error)}): put the folder where files can be written"
-        ) from None
-    finally:
-        if not done:  # of a conversion that ended before its first file nothing is left
-            with contextlib.suppress(OSError):
-                os.remove(f"{target}.part")
-    return target
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Run folders and checkpoints
+# Run folders
 # ------------------------------------------------------------------------------------------------------------
 
 
 def write_file(path, data):
     """Write a text or bytes file beside `path` and rename it over, so that a kill leaves the old one or the
-    new one."""
+    new one. Raises CannotWrite."""
     temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -831,14 +574,20 @@ def write_file(path, data):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:  # a full disk or an interrupt: leave the old file and nothing else
-        if os.path.exists(temporary):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
         if isinstance(error, OSError):
-            error.filename = str(path)
+            raise cannot_write(path, error) from None
         raise
 
 
-RUN_FILES = "args.json metrics.csv checkpoint.pt genotype.json result.json evaluations.csv".split()
+def cannot_write(path, error):
+    """The exception that says so."""
+    room = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    mend = (
+        "make room on that disk, or lift the limit on the size of files" if room else "choose another place"
+    )
+    return CannotWrite(f"{path} cannot be written ({error.strerror or one_line(error)}): {mend}")
 
 
 class RunFolder:
@@ -853,51 +602,38 @@ class RunFolder:
             return
         try:
             os.makedirs(path, exist_ok=True)
-            for name in os.listdir(path):  # of a run that was killed as it wrote
-                if name.endswith(".tmp") and (name[:-4] in RUN_FILES or name.startswith("evaluating-")):
-                    os.remove(self.file(name))
-            write_file(self.file("args.json"), json.dumps(vars(args), indent=2) + "\n")
-            self.end_log_line()
+            self.write_json("args.json", vars(args))
         except OSError as error:
-            raise BadInput(
-                f"the run folder {path} cannot be written ({_one_line(error)}): choose another --save, or "
-                "make room"
-            ) from None
+            raise cannot_write(f"the run folder {path}", error) from None
 
     def file(self, name):
         return os.path.join(self.path, name)
 
-    def log(self, text, anyway=False):
-        """Print a line, above the progress bar if there is one, and add it to log.txt. anyway: in a process
-        that otherwise leaves the writing to another, too."""
-        if not (self.writes or anyway):
+    def log(self, text):
+        """Print a line, above the progress bar if there is one, and add it to log.txt."""
+        if not self.writes:
             return
         from tqdm import tqdm
 
         tqdm.write(text, file=sys.stdout)
         path = self.file("log.txt")
-        before = os.path.getsize(path) if os.path.isfile(path) else 0
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
-        except OSError as error:  # a full disk: no piece of a line
-            with contextlib.suppress(OSError):
-                os.truncate(path, before)
-            error.filename = path
-            raise
-
-    def end_log_line(self):
-        """End the line that a kill has cut short."""
-        if os.path.isfile(self.file("log.txt")):
-            with open(self.file("log.txt"), "rb+") as file:
-                if file.read()[-1:] not in (b"", b"\n"):
-                    file.write(b"\n")
+        except OSError as error:
+            raise cannot_write(path, error) from None
 
     def save(self, parts, epoch, rows, args):
-        """Save checkpoint.pt, and its rows of metrics as metrics.csv. Arguments are those of
-        save_checkpoint."""
+        """Save checkpoint.pt, which load_checkpoint and restore read, and metrics.csv.
+
+        parts: name to anything with a state_dict. epoch: epochs done. rows: a dict of plain values for each
+        of them.
+        """
         if self.writes:
-            save_checkpoint(self.file("checkpoint.pt"), parts, epoch, rows, args)
+            state = {name: part.state_dict() for name, part in parts.items()}
+            buffer = io.BytesIO()
+            torch.save({**state, "epoch": epoch, "rows": rows, "args": vars(args)}, buffer)
+            write_file(self.file("checkpoint.pt"), buffer.getvalue())
             self.write_metrics(rows)
 
     def log_resumed(self, checkpoint, args):
@@ -910,7 +646,7 @@ class RunFolder:
 
     def write_json(self, name, data):
         if self.writes:
-            write_file(self.file(name), json.dumps(data, indent=2, allow_nan=False) + "\n")
+            write_file(self.file(name), json.dumps(data, indent=2) + "\n")
 
     def write_genotype(self, arch):
         """genotype.json, which `--arch` of the training script takes."""
@@ -919,77 +655,18 @@ class RunFolder:
     def write_metrics(self, rows):
         """metrics.csv, a line a row; it is made anew from the rows in the checkpoint, so no row is lost or
         doubled."""
-        if not self.writes:
-            return
-        table = io.StringIO()
-        if rows:
-            writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        write_file(self.file("metrics.csv"), table.getvalue())
+        if self.writes:
+            write_csv(self.file("metrics.csv"), rows)
 
 
-def save_checkpoint(path, parts, epoch, rows, args):
-    """Write a checkpoint, which load_checkpoint and restore read.
-
-    parts: name to anything with a state_dict. epoch: epochs done. rows: a dict of plain values for each of
-    them.
-    """
-    state = {name: part.state_dict() for name, part in parts.items()}
-    buffer = io.BytesIO()
-    torch.save({**state, "epoch": epoch, "rows": rows, "args": vars(args)}, buffer)
-    write_file(path, buffer.getvalue())
-
-
-def read_evaluations(path, column, space):
-    """The finished evaluations in a file that a search has appended to: a dict of percentages by
-    architecture, as text.
-
-    column: the file's other column. space: the Space of the architectures. A last line that a kill has cut
-    short does not count. Raises BadInput where it is no such file.
-    """
-    try:
-        check_regular(path)
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            text = file.read()
-        if "\n" not in text:
-            raise ValueError("it is empty")
-        header, *rows = csv.reader(text[: text.rindex("\n") + 1].splitlines())
-        if header != ["arch", column]:
-            raise ValueError(f"its columns are {', '.join(header)[:80]}")
-        found = {}
-        for arch, value in rows:
-            arch = format_architecture(parse_architecture(arch, space))
-            if arch in found or not 0 <= float(value) <= 100:
-                raise ValueError(f"{arch} stands there twice or has no percentage")
-            found[arch] = float(value)
-        return found
-    except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(
-            f"{path} cannot be read ({_one_line(error)[:160]}): put back what the run wrote, or start "
-            "the run anew"
-        ) from None
-
-
-def write_evaluations(path, column, found):
-    """Write a file of evaluations, which append_evaluation adds to. found: as read_evaluations has it."""
-    lines = [f"arch,{column}\n", *(_evaluation(arch, value) for arch, value in found.items())]
-    write_file(path, "".join(lines))
-
-
-def append_evaluation(path, arch, value):
-    """Add an evaluation to a file that several processes may add to. arch: text. value: percent."""
-    with open(path, "ab", buffering=0) as file:  # one write a line: another process's cannot come between
-        line = _evaluation(arch, value).encode()
-        if file.write(line) < len(line):
-            raise OSError(errno.ENOSPC, "it is cut short, for want of room", path)
-        os.fsync(file.fileno())
-
-
-def _evaluation(arch, value):
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow([arch, repr(value)])
-    return line.getvalue()
+def write_csv(path, rows):
+    """A CSV file of dicts with the same keys."""
+    table = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_file(path, table.getvalue())
 
 
 def new_run_path(script, what):
@@ -997,120 +674,77 @@ def new_run_path(script, what):
     return os.path.join("runs", f"{script}-{what}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}")
 
 
-def checkpoint_path(path):
-    """The checkpoint of a run folder, or the file itself."""
-    return os.path.join(path, "checkpoint.pt") if os.path.isdir(path) else path
+def check_free(path):
+    """Raise BadInput where a folder that is to be written already holds a run."""
+    names = os.listdir(path) if os.path.isdir(path) else ()
+    signs = "checkpoint.pt", "result.json", "genotype.json", "evaluations.csv"
+    if any(name in signs or name.startswith("seed-") for name in names):
+        raise BadInput(f"{path} holds a run already: choose another --save, or give --resume {path} to go on")
 
 
-# Flags that may have no value in a run.
-MAY_BE_NONE = ("seeds", "bench", "samples", "budget", "starts", "eval")
+# ------------------------------------------------------------------------------------------------------------
+# Resuming
+# ------------------------------------------------------------------------------------------------------------
 
 
-def saved_args(path, parser, without=("resume", "save")):
-    """The flags of a run but those in `without`, as a dict: from a run folder's args.json, or from a
-    checkpoint file. Raises BadInput where they cannot be read, or are not those of the parser's script."""
+def saved_args(path, script):
+    """The flags of a run, a dict: from a run folder's args.json, or from a checkpoint file. Raises BadInput
+    where they cannot be read, or are those of another script."""
     try:
         if os.path.isdir(path):
-            check_regular(os.path.join(path, "args.json"))
-            with open(os.path.join(path, "args.json"), encoding="utf-8-sig") as file:
-                saved = json.load(file)
-            saved = saved if isinstance(saved, dict) else {}
+            with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
+                saved = dict(json.load(file))
         else:
             saved = load_checkpoint(path)["args"]
-        saved = {name: saved[name] for name in saved if name not in without}
     except FileNotFoundError:
-        raise BadInput(
-            f"{path} is not a run folder: there is no args.json in it; give a folder that a run wrote, or "
-            "start the run anew with its command"
-        ) from None
+        raise BadInput(f"{path} is not a run folder: there is no args.json in it") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(
-            f"{path}/args.json cannot be read ({_one_line(error)[:80]}): put back what the run wrote"
+            f"{path}/args.json cannot be read ({one_line(error)[:80]}): put back what the run wrote"
         ) from None
-    for action in parser._actions:
-        if action.dest not in ("help", *without):
-            if not _fits(saved.get(action.dest), action):
-                raise BadInput(
-                    f"{path} is not a run of {parser.prog} as it is now, or its flags are damaged "
-                    f"({action.dest}): give a folder that it wrote, as it wrote it"
-                )
+    if saved.get("script") != script:
+        raise BadInput(f"{path} is a run of {saved.get('script', 'an older version')}, not of {script}")
     return saved
 
 
-def _fits(value, action):
-    """Whether a saved value is one that a flag can have."""
-    if value is None:
-        return action.dest in MAY_BE_NONE
-    if action.nargs == "+":
-        return isinstance(value, list) and all(type(item) is action.type for item in value)
-    if action.nargs == 0:
-        return isinstance(value, bool)
-    if action.type in (int, float):
-        return type(value) in (int, action.type)
-    return isinstance(value, str) and (action.choices is None or value in action.choices)
-
-
-def check_free(path):
-    """Raise BadInput where a folder that is to be written already holds a run, or cannot be written."""
-    names = os.listdir(path) if os.path.isdir(path) else ()
-    if any(
-        name in ("checkpoint.pt", "result.json", "genotype.json", "evaluations.csv") or name[:5] == "seed-"
-        for name in names
-    ):
-        more = any(name in ("checkpoint.pt", "evaluations.csv") or name[:5] == "seed-" for name in names)
-        raise BadInput(
-            f"{path} holds a run already: choose another --save"
-            + (f", or give --resume {path} to go on" if more else "")
-        )
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(path)  # a name too long, a file above it, links in a circle
-        above = os.path.abspath(path)
-        while not os.path.lexists(above):
-            above = os.path.dirname(above)
-        if not os.path.isdir(above):
-            raise OSError(f"{above} is no folder")
-        if not os.access(above, os.W_OK | os.X_OK):
-            raise OSError(f"nothing may be written in {above}")
-    except OSError as error:
-        raise BadInput(
-            f"the run folder {path} cannot be written ({_one_line(error)}): choose another --save"
-        ) from None
+def as_words(saved, parser, without=("resume", "save", "eval")):
+    """Saved flags but those in `without` as words of a command line, for the parser to read before what is
+    given now."""
+    words = []
+    for action in parser._actions:
+        value, flag = saved.get(action.dest), action.option_strings[:1]
+        if action.dest in ("help", *without) or value is None:
+            continue
+        if action.nargs == 0:  # --flag, and --no-flag where there is one
+            words += flag if value else action.option_strings[1:]
+        else:
+            words += [*flag, *map(str, value)] if isinstance(value, list) else [f"{flag[0]}={value}"]
+    return words
 
 
 def load_checkpoint(path, device="cpu"):
-    """A checkpoint file as a dict. Only tensors and plain data are admitted. Raises BadInput where it is
-    damaged."""
+    """A checkpoint file, or that of a run folder, as a dict. Only tensors and plain data are admitted. Raises
+    BadInput where it is damaged."""
+    path = os.path.join(path, "checkpoint.pt") if os.path.isdir(path) else path
     try:
-        check_regular(path)
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("its contents do not match their checksums")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint["args"]["epochs"], checkpoint["epoch"], checkpoint["rows"]
     except (FileNotFoundError, NotADirectoryError):
-        begun = os.path.exists(os.path.join(os.path.dirname(path), "args.json"))
         raise BadInput(
-            f"there is no checkpoint {path}: "
-            + ("the run ended before its first, so start the run anew with its command" if begun else "")
-            + ("" if begun else "--resume takes a folder that a run wrote")
+            f"there is no checkpoint {path}: give --resume a folder that a run wrote, or start the run anew "
+            "if it ended before its first epoch"
         ) from None
     except Exception as error:  # what reading arbitrary bytes can raise is not a closed list
-        reason = _one_line(error)[:80]
+        reason = one_line(error)[:80]
         if isinstance(error, pickle.UnpicklingError):  # torch's own words are about its versions
             reason = "it is not all tensors and plain data"
         raise BadInput(
             f"the checkpoint {path} is damaged or not a checkpoint ({reason}): "
             "start the run anew, with another --save"
         ) from None
-    kinds = {"args": dict, "epoch": int, "rows": list}
-    if (
-        not isinstance(checkpoint, dict)
-        or any(not isinstance(checkpoint.get(name), kind) for name, kind in kinds.items())
-        or checkpoint["epoch"] != len(rows := checkpoint["rows"])
-        or not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows)
-        or not isinstance(checkpoint["args"].get("epochs"), int)
-    ):
-        raise BadInput(f"{path} is not a checkpoint of these scripts: give --resume what a run wrote")
     return checkpoint
 
 
@@ -1122,7 +756,7 @@ def restore(parts, checkpoint):
             part.load_state_dict(checkpoint[name])
     except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
         raise BadInput(
-            f"the checkpoint does not fit this run ({_one_line(error)}): start the run anew"
+            f"the checkpoint does not fit this run ({one_line(error)}): start the run anew"
         ) from None
 
 
@@ -1170,21 +804,14 @@ def check_finite_state(model, loss, where, checkpoint):
         )
 
 
-def check_same_run(args, checkpoint, may_differ):
-    """Raise BadInput unless the flags are those of the run to resume, those in may_differ apart, and --epochs
-    is no less than what it has done."""
-    saved = checkpoint["args"]
-    may_differ = {*may_differ, "epochs"}
-    if args.epochs < checkpoint["epoch"]:
-        raise BadInput(
-            f"--epochs {args.epochs} is less than the {checkpoint['epoch']} that {args.resume} has done"
-        )
-    now = {name: value for name, value in vars(args).items() if name not in may_differ}
-    before = {name: value for name, value in saved.items() if name not in may_differ}
+def check_same_run(args, saved, may_differ):
+    """Raise BadInput unless the flags are those of the run to resume, as it saved them, those in may_differ
+    and --epochs apart."""
+    now = vars(args)
     different = [
-        f"--{name} {now.get(name)} (there: {before.get(name)})"
-        for name in sorted(now.keys() | before.keys())
-        if now.get(name) != before.get(name)
+        f"--{name} {now[name]} (there: {saved[name]})"
+        for name in sorted(now.keys() & saved.keys() - {*may_differ, "epochs"})
+        if now[name] != saved[name]
     ]
     if different:
         raise BadInput(

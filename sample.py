@@ -1,0 +1,403 @@
+"""Search for a cell by sampling: random and local search, and their neighborhood-aware forms.
+
+    python sample.py --algo rs --bench T.csv                       NA-RS on the NAS-Bench-201 table
+    python sample.py --algo ls --bench T.csv --budget 200          NA-LS
+    python sample.py --algo rs --neighborhood 0 --budget 100 --repeats 500 --bench T.csv    RS, mean and sd
+    python sample.py --algo rs --eval train --space darts --budget 50 [flags of train.py]   by training
+    torchrun --nproc_per_node 8 sample.py --algo rs --eval train ...    the same, in 8 processes
+
+NA-RS draws architectures and keeps the one with the best g over its neighborhood; NA-LS is a best-first local
+search; with --neighborhood 0 they are RS and LS. They never pay for an architecture twice.
+
+On a table, --bench, they search one column, whose error is 100 less the accuracy, and report the others. By
+training, --eval train, each architecture is trained by train.py's loop on one part of the images, and its
+error is that on the rest: all other flags are train.py's, with --epochs 12 and --valid_portion 0.5 as
+defaults. Each finished training adds a line to evaluations.csv, itself a table for --bench; --resume FOLDER
+plays the search again and takes from that file what was finished.
+
+A run writes one folder: args.json, log.txt, metrics.csv (a row a repeat), genotype.json, result.json.
+"""
+
+import csv
+import os
+import shlex
+import statistics
+import sys
+from argparse import Namespace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+import nats_bench
+import train
+import utils
+from genotypes import (
+    SPACES,
+    discrete_ops,
+    format_architecture,
+    from_indices,
+    nasbench201_architectures,
+    operations,
+    parse_architecture,
+    random_architecture,
+    to_indices,
+)
+from neighborhood import (
+    AGGREGATE,
+    Evaluations,
+    ball_shifts,
+    ball_size,
+    discrete_neighbors,
+    local_search,
+    random_search,
+    sample_shifts,
+    table_neighborhoods,
+)
+from utils import within
+
+# What may change on --resume
+MAY_DIFFER = "samples budget save resume training".split()
+
+
+def parse_args(argv=None):
+    parser = utils.Parser(__doc__)
+    parser.set_defaults(script="sample.py")
+    add = parser.add_argument
+    # fmt: off
+    # The method
+    add("--algo", choices=("rs", "ls"), default="rs",
+        help="random or local search; neighborhood-aware unless --neighborhood is 0")
+    add("--neighborhood", type=within(int, 0, 16), default=1,
+        help="radius d of the neighborhood; 0 is RS or LS")
+    add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' errors")
+    add("--neighbors", type=within(int, 0, 4096), default=0,
+        help="neighbors to sample; 0: the whole neighborhood")
+    add("--samples", type=within(int, 1, 1_000_000), help="architectures to draw (rs) or to expand (ls) "
+        "(default: 1000 for rs on a table)")
+    add("--budget", type=within(int, 1, 1_000_000), help="most evaluations, each architecture paid once "
+        "(default: 200 for ls on a table, 100 by training)")
+    add("--starts", type=within(int, 1, 1_000_000),
+        help="random architectures that ls begins with (default: 2/5 of the budget)")
+    add("--ls_score", choices=("known", "whole"), default="known",
+        help="what NA-LS compares in the end: all it evaluated, or those whose neighborhood it has in full")
+    # The evaluator
+    add("--space", choices=SPACES, help="search space (default: darts; with --bench nasbench201)")
+    add("--bench", help="NAS-Bench-201 accuracies: a CSV file, or a folder of official NATS-Bench files")
+    add("--bench_metric", default="cifar10_valid_200", help="the table's column that is searched on")
+    add("--eval", choices=("train",), help="train each architecture; all other flags are train.py's")
+    # The run
+    add("--repeats", type=within(int, 1, 100_000), default=1, help="independent repeats")
+    add("--seed", type=within(int, 0, 2**31), default=2, help="seed of everything random")
+    add("--save", help="run folder (default: runs/sample-<method>-<space>-<time>)")
+    add("--resume", help="go on with the search by training in this folder; flags are as they were")
+    # fmt: on
+    words = list(sys.argv[1:] if argv is None else argv)
+    saved, first = {}, parser.parse_known_args(words)[0]
+    try:
+        if first.resume:
+            saved = utils.saved_args(first.resume, "sample.py")
+            words = utils.as_words(saved, parser) + saved.get("training", []) + words
+    except utils.BadInput as error:
+        parser.error(str(error))
+    args, args.training = parser.parse_known_args(words)
+    if args.training and not args.eval:
+        parser.error(f"unrecognized arguments: {shlex.join(args.training)}")
+    if args.space is None:
+        args.space = "nasbench201" if args.bench else "darts"
+    if args.samples is None and args.budget is None:
+        args.samples, args.budget = (1000, None) if args.algo == "rs" else (None, 200)
+        if args.eval:
+            args.samples, args.budget = None, 100
+    if args.algo == "ls" and args.starts is None:
+        args.starts = max(1, 2 * args.budget // 5) if args.budget else 10
+    check_args(parser, args)
+    if args.eval:
+        flags = training_args(args)
+        if saved:
+            try:
+                utils.check_same_run(args, saved, MAY_DIFFER)
+                before = training_args(Namespace(**saved))
+                utils.check_same_run(flags, vars(before), (*train.MAY_DIFFER, "arch"))
+            except utils.BadInput as error:
+                parser.error(str(error))
+    return args
+
+
+def check_args(parser, args):
+    """End with one line where a flag contradicts another."""
+    space = SPACES[args.space]
+    edges = edge_count(space)
+    if args.neighborhood > edges:
+        parser.error(f"--neighborhood {args.neighborhood}: an architecture of {args.space} has {edges} edges")
+    if bool(args.bench) == bool(args.eval):
+        parser.error("give one evaluator: --bench FILE, a table, or --eval train")
+    if args.bench and args.space != "nasbench201":
+        parser.error("--bench holds NAS-Bench-201 architectures: give --space nasbench201")
+    if args.resume and not args.eval:
+        parser.error("a search on a table takes seconds and is not resumed: run it anew")
+    if args.resume and args.save not in (None, args.resume):
+        parser.error("--resume goes on in its own folder: leave --save out")
+    if utils.processes()[1] > 1 and not args.eval:
+        parser.error("torchrun shares the work of --eval train alone: run this in one process")
+    if args.starts and args.budget and args.starts > args.budget:
+        parser.error(f"--starts {args.starts} is more than the --budget {args.budget}")
+    ball = args.neighbors or ball_size(edges, len(discrete_ops(space)), args.neighborhood)
+    if ball > 1_000_000:
+        parser.error(
+            f"--neighborhood {args.neighborhood} has {ball:,} members in the space {args.space}: sample some "
+            "with --neighbors, or choose a smaller radius"
+        )
+    if args.algo == "rs" and args.budget and args.budget < ball:
+        parser.error(
+            f"--budget {args.budget} does not cover a neighborhood of {ball}: raise it, or sample fewer "
+            "--neighbors"
+        )
+
+
+def training_args(args):
+    """The flags of train.py with which --eval trains an architecture of the space."""
+    arch = format_architecture(random_architecture(SPACES[args.space], torch.Generator()))
+    # Processes share the architectures, and not their batches.
+    words = [f"--arch={arch}", f"--seed={args.seed}", *args.training]
+    return train.parse_args(words, 1, epochs=12, valid_portion=0.5)
+
+
+def edge_count(space):
+    """Edges of a discrete architecture, each with an operation: 6 in NAS-Bench-201, 16 in a genotype."""
+    return len(operations(random_architecture(space, torch.Generator())))
+
+
+def method_name(args):
+    return ("NA-" if args.neighborhood else "") + args.algo.upper()
+
+
+def search(args, f, rng, wave=1):
+    """One repeat of RS, NA-RS, LS or NA-LS on the evaluator f: the architecture, a tuple as to_indices has
+    it, its score, and how many evaluations were paid. wave: centers that NA-RS has evaluated at once."""
+    space, g = SPACES[args.space], AGGREGATE[args.agg]
+    E, O = edge_count(space), len(discrete_ops(space))  # noqa: E741
+    # LS moves to neighbors with radius 0 too.
+    radius = max(1, args.neighborhood) if args.algo == "ls" else args.neighborhood
+    sampled = args.neighbors if radius else 0
+    whole = None if sampled else ball_shifts(E, O, radius).tolist()
+
+    def draw():
+        if space.name == "darts":
+            return to_indices(random_architecture(space, rng))
+        return tuple(torch.randint(O, (E,), generator=rng).tolist())
+
+    def neighborhood(arch):
+        shifts = whole or sample_shifts(E, O, radius, sampled, rng).tolist()
+        return discrete_neighbors(arch, shifts, O)
+
+    evaluations = Evaluations(f, args.budget)
+    if args.algo == "rs":
+        found = random_search(evaluations, draw, neighborhood, g, args.samples, wave)
+    else:
+        g = g if args.neighborhood else None
+        found = local_search(evaluations, draw, neighborhood, g, args.starts, args.samples, args.ls_score)
+    if not found:
+        raise utils.BadInput(
+            f"--budget {args.budget} is spent before any neighborhood is whole: raise it, or lower "
+            f"--starts {args.starts}"
+        )
+    arch = min(found, key=found.get)
+    return arch, found[arch], len(evaluations.known)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# On a table
+# ------------------------------------------------------------------------------------------------------------
+
+
+def search_table(args):
+    """Independent repeats on a table of accuracies."""
+    from tqdm import tqdm
+
+    table = nats_bench.load_table(args.bench)
+    nats_bench.check_column(table, args.bench_metric, args.bench)
+    errors, g = 100 - table[args.bench_metric], AGGREGATE[args.agg]
+    names, space, rng = nasbench201_architectures(), SPACES[args.space], utils.generator(args.seed, 4)
+    E, O = len(space.edges), len(space.ops)  # noqa: E741
+    powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place in the table is ops @ powers
+
+    def errors_at(places):
+        found = errors[places]
+        if found.isnan().any():
+            raise utils.BadInput(
+                f"{args.bench} has no {args.bench_metric} of {names[places[found.isnan()][0]]}: complete the "
+                "table, or search on another column"
+            )
+        return found
+
+    whole = args.algo == "rs" and args.budget is None and not (args.neighbors and args.neighborhood)
+    shifts = ball_shifts(E, O, args.neighborhood)
+    rows = []
+    for repeat in tqdm(range(1, args.repeats + 1), unit="repeat", disable=None, leave=False):
+        if whole:  # all draws at once
+            drawn = torch.randint(O, (args.samples, E), generator=rng)
+            members = table_neighborhoods(drawn, shifts, O)  # (samples, n)
+            scores = g(errors_at(members).T)
+            best = scores.argmin().item()  # the first of the lowest
+            arch, score, paid = names[drawn[best] @ powers], scores[best].item(), len(members.unique())
+        else:
+            found, score, paid = search(args, lambda a: errors_at(torch.tensor(a) @ powers).tolist(), rng)
+            arch = from_indices(space, found)
+        row = {"repeat": repeat, "arch": arch, "score": score, "evaluations": paid}
+        rows.append(row | nats_bench.accuracies(table, arch))
+    args.save = args.save or utils.new_run_path("sample", f"{method_name(args).lower()}-{args.space}")
+    report_found(args, args.bench_metric, table, rows, utils.RunFolder(args.save, args))
+
+
+def report_found(args, metric, names, rows, folder, training=()):
+    """Write and print what repeats of a search found.
+
+    metric: the column that was searched on. names: all columns. rows: a dict for each repeat, with its
+    `arch`, the `evaluations` that it paid and the columns (percent, or None).
+    """
+    folder.write_metrics(rows)
+    folder.write_genotype(parse_architecture(rows[0]["arch"]))
+    columns = {}  # over the repeats whose architecture has a value
+    for name in names:
+        values = [row[name] for row in rows if row[name] is not None]
+        mean = statistics.mean(values) if values else None
+        columns[name] = {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None}
+    result = {
+        "algo": method_name(args),
+        "arch": rows[0]["arch"],
+        "row": {name: rows[0][name] for name in names},
+        "repeats": args.repeats,
+        "evaluations": sum(row["evaluations"] for row in rows) / len(rows),
+        "columns": columns,
+    }
+    folder.write_json("result.json", result)
+    folder.log(
+        f"{result['algo']} on {metric}, seed {args.seed}: {args.repeats} repeats, "
+        f"{result['evaluations']:.1f} evaluations each\n  found {result['arch']} (first repeat)"
+    )
+    for name, column in columns.items():
+        if column["mean"] is not None:
+            spread = "" if column["std"] is None else f" +- {column['std']:.2f}"
+            folder.log(f"  {name} {column['mean']:.2f}{spread} %")
+    folder.log(f"train it with: {shlex.join(['python', 'train.py', '--arch', folder.path, *training])}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# By training
+# ------------------------------------------------------------------------------------------------------------
+
+
+def search_trained(args):
+    """Repeats by training. Processes under torchrun share the architectures."""
+    flags = training_args(args)
+    rank, world, device = utils.join_processes(flags.device, timedelta(days=30))
+    space, column = SPACES[args.space], f"{flags.dataset}_valid_{flags.epochs}"
+    path = args.resume or args.save
+    path = path or utils.new_run_path("sample", f"{method_name(args).lower()}-{args.space}")
+    args.save = utils.from_the_first(path)
+    path = os.path.join(args.save, "evaluations.csv")
+    if args.resume:
+        known = read_evaluations(path, column, space)
+    else:
+        utils.check_free(args.save)
+        known = {}
+    parts = [slice(0, flags.batch_size)]
+    batches, held_out, data = train.load_train(
+        flags, device, parts, utils.generator(args.seed, 1), slice(None)
+    )
+    first_batch = batches.state_dict()
+    utils.wait_for_processes()  # all have read what the first now writes
+    folder = utils.RunFolder(args.save, args, writes=rank == 0)
+    if rank == 0:  # without what a kill has cut short
+        utils.write_file(path, f"arch,{column}\n" + "".join(map(csv_line, known.items())))
+    utils.wait_for_processes()
+    folder.log(
+        f"{method_name(args)}, space {args.space}, by {flags.epochs} epochs of training: {flags.dataset}: "
+        f"{data['images'][0]:,} + {data['images'][1]:,} images, {len(data['classes'])} classes; {world} x "
+        f"{device}, {torch.get_num_threads()} threads; {len(known)} evaluations done; run folder {args.save}"
+    )
+
+    def f(archs):
+        texts = [format_architecture(from_indices(space, arch)) for arch in archs]
+        for text in [text for text in texts if text not in known][rank::world]:
+            batches.load_state_dict(first_batch)  # the same batches for each architecture
+            one = Namespace(**{**vars(flags), "arch": text})
+            known[text] = trained_accuracy(one, batches, held_out, data, device, folder)
+            try:
+                with open(
+                    path, "a", encoding="utf-8"
+                ) as file:  # one short write, which others' cannot come into
+                    file.write(csv_line((text, known[text])))
+            except OSError as error:
+                raise utils.cannot_write(path, error) from None
+        if world > 1:
+            everyones = [None] * world
+            dist.all_gather_object(everyones, {text: known[text] for text in texts if text in known})
+            for theirs in everyones:
+                known.update(theirs)
+        return [100 - known[text] for text in texts]
+
+    rows, rng = [], utils.generator(args.seed, 4)
+    for repeat in range(1, args.repeats + 1):
+        found, score, paid = search(args, f, rng, wave=world)
+        arch = format_architecture(from_indices(space, found))
+        rows.append({"repeat": repeat, "arch": arch, "score": score, "evaluations": paid})
+        rows[-1][column] = known.get(arch)  # of sampled neighbors the center need not be one
+    data_flags = ["--dataset", flags.dataset, "--data", flags.data, "--image_size", str(flags.image_size)]
+    report_found(args, column, [column], rows, folder, ["--quick"] if flags.quick else data_flags)
+    utils.leave_processes()
+
+
+def trained_accuracy(flags, batches, held_out, data, device, folder):
+    """Top-1 accuracy (percent) on the held-out images of the network of flags.arch, trained from scratch; 0
+    where its loss does not stay finite. flags: of train.py. batches, held_out, data: of train.load_train."""
+    from tqdm import tqdm
+
+    model, optimizer, autocast, scaler = train.build(flags, len(data["classes"]), device)
+    total = flags.epochs * len(batches)
+    try:
+        with tqdm(total=total, unit="step", disable=None if folder.writes else True, leave=False) as bar:
+            for epoch in range(1, flags.epochs + 1):
+                _, loss, _ = train.train_epoch(
+                    model, optimizer, batches, flags, epoch, bar, "none", autocast, scaler
+                )
+            seconds = bar.format_dict["elapsed"]
+        scores = train.evaluate(model, held_out, autocast)
+        utils.check_finite_state(model, scores["loss"], f"epoch {flags.epochs}", "none")
+    except utils.NotFinite as error:
+        folder.log(f"{flags.arch}: 0 %, since {error}")
+        return 0.0
+    folder.log(f"{flags.arch}: {scores['top1']:.2f} %, training loss {loss:.4f}, {seconds:.1f} s")
+    return scores["top1"]
+
+
+def csv_line(evaluation):
+    arch, value = evaluation
+    return f'"{arch}",{value!r}\n'
+
+
+def read_evaluations(path, column, space):
+    """The finished evaluations of a search by training: a dict of percentages by architecture, as text. A
+    last line that a kill has cut short does not count. Raises BadInput where it is no such file."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file.read().rpartition("\n")[0].splitlines())
+        if header != ["arch", column]:
+            raise ValueError(f"its columns are {', '.join(header)[:80]}")
+        return {format_architecture(parse_architecture(arch, space)): float(value) for arch, value in rows}
+    except (OSError, ValueError, csv.Error) as error:
+        raise utils.BadInput(
+            f"{path} cannot be read ({utils.one_line(error)[:160]}): put back what the run wrote, or start "
+            "the run anew"
+        ) from None
+
+
+def main(args):
+    if args.save and not args.resume:
+        utils.check_free(args.save)
+    search_trained(args) if args.eval else search_table(args)
+
+
+if __name__ == "__main__":
+    utils.run(main, parse_args())
