@@ -660,10 +660,11 @@ class RunFolder:
 
 
 def write_csv(path, rows):
-    """A CSV file of dicts with the same keys."""
+    """A CSV file of dicts; a value that one of them lacks is empty."""
     table = io.StringIO()
     if rows:
-        writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(table, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     write_file(path, table.getvalue())
