@@ -524,7 +524,7 @@ def train(args, rank, world, device):
             f"seed {args.seed}; run folder {folder.path}"
         )
 
-    steps = len(train_batches)
+    steps, held_out = len(train_batches), valid_batches is not None
     bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=True if rank else None)
     for epoch in range(start + 1, args.epochs + 1):
         started = time.perf_counter()
@@ -536,8 +536,8 @@ def train(args, rank, world, device):
         # The held-out part, or the test set; a checkpoint
         for buffer in model.buffers():  # running statistics: each process has seen its own images
             buffer.copy_(utils.over_processes(buffer))
-        part = "valid" if valid_batches else "test"
-        scores = evaluate(model, valid_batches or test_batches, autocast)
+        part = "valid" if held_out else "test"
+        scores = evaluate(model, valid_batches if held_out else test_batches, autocast)
         where = f"epoch {epoch}, learning rate {lr:.3g}"
         utils.check_finite_state(model, scores["loss"], where, folder.file("checkpoint.pt"))
         rows.append(
@@ -550,7 +550,7 @@ def train(args, rank, world, device):
                 "seconds": round(time.perf_counter() - started, 3),
             }
         )
-        if valid_batches and scores["top1"] > best["valid_top1"]:
+        if held_out and scores["top1"] > best["valid_top1"]:
             best.update(epoch=epoch, valid_top1=scores["top1"], model=copy.deepcopy(model.state_dict()))
         folder.save(parts, epoch, rows, args)
         folder.log(
@@ -561,8 +561,8 @@ def train(args, rank, world, device):
     bar.close()
 
     # The epoch that counts: the best one on the held-out part, or the last.
-    counts = best["epoch"] if valid_batches else args.epochs
-    if valid_batches:
+    counts = best["epoch"] if held_out else args.epochs
+    if held_out:
         model.load_state_dict(best["model"])
         scores = evaluate(model, test_batches, autocast)
     else:
@@ -585,7 +585,7 @@ def train(args, rank, world, device):
     folder.write_json("result.json", result)
     folder.log(
         f"test top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f}, after "
-        f"epoch {counts} ({'best on the held-out part' if valid_batches else 'the last'}); {folder.path}"
+        f"epoch {counts} ({'best on the held-out part' if held_out else 'the last'}); {folder.path}"
     )
     return result
 
