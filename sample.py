@@ -97,7 +97,7 @@ def parse_args(argv=None):
     try:
         if first.resume:
             saved = utils.saved_args(first.resume, "sample.py")
-            words = utils.as_words(saved, parser) + saved.get("training", []) + words
+            words = utils.as_words(saved, parser, ("resume", "save")) + saved.get("training", []) + words
     except utils.BadInput as error:
         parser.error(str(error))
     args, args.training = parser.parse_known_args(words)
