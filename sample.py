@@ -118,7 +118,7 @@ def parse_args(argv=None):
             try:
                 utils.check_same_run(args, saved, MAY_DIFFER)
                 before = training_args(Namespace(**saved))
-                utils.check_same_run(flags, vars(before), (*train.MAY_DIFFER, "arch"))
+                utils.check_same_run(flags, vars(before), {*train.MAY_DIFFER, "arch"} - {"epochs"})
             except utils.BadInput as error:
                 parser.error(str(error))
     return args

@@ -48,7 +48,7 @@ QUICK = dict(
     learning_rate=0.1, arch_learning_rate=0.01,
 )  # fmt: skip
 # What may change on --resume
-MAY_DIFFER = "resume save device data bench report_freq quick".split()
+MAY_DIFFER = "epochs resume save device data bench report_freq quick".split()
 SHARPNESS_IMAGES = 64
 
 
@@ -285,7 +285,7 @@ def main(args):
     device = utils.device_of(args.device)
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
-        utils.check_same_run(args, checkpoint["args"], MAY_DIFFER)
+        utils.check_same_run(args, checkpoint["args"], MAY_DIFFER, checkpoint["epoch"])
     elif args.save:
         utils.check_free(args.save)
     torch.manual_seed(args.seed)  # the supernet's first weights

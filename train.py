@@ -76,8 +76,8 @@ SCHEDULE = {
     "linear": lambda e, E, gamma: 1 - e / E,
     "exponential": lambda e, E, gamma: gamma**e,
 }
-# Flags that may change when a run is resumed, since they change nothing in it.
-MAY_DIFFER = "name seeds data device workers compile report_freq save resume eval quick".split()
+# Flags that may change when a run is resumed, since they change nothing in it but its length.
+MAY_DIFFER = "epochs name seeds data device workers compile report_freq save resume eval quick".split()
 EVAL_MAY_DIFFER = "batch_size accumulate amp seed".split()  # those that a test depends on by rounding at most
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -468,7 +468,7 @@ def train(args, rank, world, device):
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
         may_differ = MAY_DIFFER + (EVAL_MAY_DIFFER if args.eval else [])
-        utils.check_same_run(args, checkpoint["args"], may_differ)
+        utils.check_same_run(args, checkpoint["args"], may_differ, checkpoint["epoch"])
     else:
         utils.check_free(args.save)
     size = max(1, args.batch_size // (world * args.accumulate))

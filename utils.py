@@ -805,13 +805,15 @@ def check_finite_state(model, loss, where, checkpoint):
         )
 
 
-def check_same_run(args, saved, may_differ):
+def check_same_run(args, saved, may_differ, done=0):
     """Raise BadInput unless the flags are those of the run to resume, as it saved them, those in may_differ
-    and --epochs apart."""
+    apart, and --epochs is not less than the epochs done."""
     now = vars(args)
+    if now.get("epochs", done) < done:
+        raise BadInput(f"--epochs {now['epochs']} is less than the {done} that are done: give more")
     different = [
         f"--{name} {now[name]} (there: {saved[name]})"
-        for name in sorted(now.keys() & saved.keys() - {*may_differ, "epochs"})
+        for name in sorted(now.keys() & saved.keys() - set(may_differ))
         if now[name] != saved[name]
     ]
     if different:
