@@ -237,12 +237,12 @@ class FileBatches:
 
     data: an image folder of imagenet_transform. index: those of its images that count. size: images of a
     batch. With a seed they come in another order each epoch, those of this process, in lists of `pieces`:
-    what utils.Batches is. Which images they hold does not depend on the number of workers; what the
-    augmentation draws does.
+    what utils.Batches is. shard: the slice of the images that is this process's. Which images they hold does
+    not depend on the number of workers; what the augmentation draws does.
     """
 
-    def __init__(self, data, index, size, workers, device, mean, std, pieces=1, seed=None):
-        rank, world = utils.processes()
+    def __init__(self, data, index, size, workers, device, mean, std, pieces=1, seed=None, shard=slice(None)):
+        rank, world = shard.start or 0, shard.step or 1
         self.data, self.device, self.norm = data, device, dict(mean=mean, std=std)
         self.pieces, self.seed, self.g = pieces, seed, torch.Generator()
         subset, self.sampler = Subset(data, index.tolist()), None
@@ -290,7 +290,7 @@ def load_train(args, device, parts, g, shard):
     of class names and normalisation.
 
     parts: the slices of a batch that this process computes. g: the generator that draws the batches. shard:
-    the slice of the validation set that this process evaluates.
+    the slice of the images that is this process's.
     """
     files = args.dataset == "imagenet"
     if files:
@@ -318,7 +318,7 @@ def load_train(args, device, parts, g, shard):
         plain_set = copy.copy(train_set)  # the same files, without another look at the folder
         plain_set.transform = imagenet_transform(args.image_size, train=False)
         reading = dict(workers=args.workers, device=device, **norm)
-        train = FileBatches(train_set, kept, size, pieces=len(parts), seed=args.seed, **reading)
+        train = FileBatches(train_set, kept, size, pieces=len(parts), seed=args.seed, shard=shard, **reading)
         valid = FileBatches(plain_set, held_out[shard], size, **reading)
     else:
         images, labels = images.to(device), labels.to(device)
@@ -357,11 +357,11 @@ def load_test(args, device, size, shard, data):
 
 
 @torch.no_grad()
-def evaluate(model, batches, autocast):
-    """Loss (nats), top-1 and top-5 accuracy (percent) of a network in evaluation mode, over all processes.
+def evaluate(model, batches, autocast, world=1):
+    """Loss (nats), top-1 and top-5 accuracy (percent) of a network in evaluation mode.
 
-    batches: (x, y) on the network's device, this process's share of the set. With fewer than five classes,
-    top-5 is 100 %.
+    batches: (x, y) on the network's device, this process's share of the set. world: the processes that share
+    it. With fewer than five classes, top-5 is 100 %.
     """
     model.eval()
     total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
@@ -373,7 +373,7 @@ def evaluate(model, batches, autocast):
         hits = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
         total += torch.tensor([loss, hits[:, 0].sum().item(), hits.sum().item(), len(y)], dtype=torch.float64)
     model.train()
-    if dist.is_initialized():
+    if world > 1:
         total = total.to(next(model.parameters()).device)
         dist.all_reduce(total)
     loss, top1, top5, images = total.tolist()
@@ -396,12 +396,13 @@ def build(args, classes, device):
     return model, optimizer, autocast, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
 
-def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast, scaler, rank=0):
+def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast, scaler, rank=0, world=1):
     """One epoch, numbered from 1: returns the learning rate, the mean loss (nats) and top-1 accuracy
     (percent).
 
     net: network, or what compiles or distributes it. batches: those of load_train. bar: tqdm's, moved on a
-    step at a time. checkpoint: path of the last good one, which a NotFinite names.
+    step at a time. checkpoint: path of the last good one, which a NotFinite names. rank, world: of the
+    processes that share a batch.
     """
     torch.manual_seed((args.seed * 100_003 + epoch) * 4096 + rank)  # what drop path draws from
     batches.start_epoch(epoch)
@@ -418,7 +419,7 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
         loss = torch.zeros(2, device=device)
         for i, (x, y) in enumerate(pieces, 1):
             # Gradients are exchanged with the last piece.
-            alone = net.no_sync() if dist.is_initialized() and i < len(pieces) else nullcontext()
+            alone = net.no_sync() if world > 1 and i < len(pieces) else nullcontext()
             with alone:
                 with autocast():
                     logits, auxiliary = net(x, drop_path)
@@ -441,10 +442,10 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
         bar.update()
         if step % args.report_freq == 0 or step == steps:  # not each step: a look makes a GPU wait
             where = f"epoch {epoch}, learning rate {lr:.3g}"
-            means = utils.over_processes(torch.stack(losses, 1))
+            means = utils.over_processes(torch.stack(losses, 1), world)
             utils.check_finite(means, where, checkpoint)
             bar.set_postfix(loss=f"{means[0, -1]:.3f}")
-    top1 = 100 * utils.over_processes(correct.float()).item() / seen
+    top1 = 100 * utils.over_processes(correct.float(), world).item() / seen
     return lr, means[0].mean().item(), top1
 
 
@@ -509,7 +510,7 @@ def train(args, rank, world, device):
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
     if args.eval:
-        return test_checkpoint(model, best, start, test_batches, autocast, rank)
+        return test_checkpoint(model, best, start, test_batches, autocast, rank, world)
     utils.wait_for_processes()  # no process looks for a checkpoint that another has just written
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:
@@ -530,14 +531,14 @@ def train(args, rank, world, device):
         started = time.perf_counter()
         lr, train_loss, train_top1 = train_epoch(
             net, optimizer, train_batches, args, epoch, bar, folder.file("checkpoint.pt"), autocast, scaler,
-            rank,
+            rank, world,
         )  # fmt: skip
 
         # The held-out part, or the test set; a checkpoint
         for buffer in model.buffers():  # running statistics: each process has seen its own images
-            buffer.copy_(utils.over_processes(buffer))
+            buffer.copy_(utils.over_processes(buffer, world))
         part = "valid" if held_out else "test"
-        scores = evaluate(model, valid_batches if held_out else test_batches, autocast)
+        scores = evaluate(model, valid_batches if held_out else test_batches, autocast, world)
         where = f"epoch {epoch}, learning rate {lr:.3g}"
         utils.check_finite_state(model, scores["loss"], where, folder.file("checkpoint.pt"))
         rows.append(
@@ -564,7 +565,7 @@ def train(args, rank, world, device):
     counts = best["epoch"] if held_out else args.epochs
     if held_out:
         model.load_state_dict(best["model"])
-        scores = evaluate(model, test_batches, autocast)
+        scores = evaluate(model, test_batches, autocast, world)
     else:
         scores = {name: rows[-1][f"test_{name}"] for name in ("loss", "top1", "top5")}
     result = {
@@ -590,12 +591,12 @@ def train(args, rank, world, device):
     return result
 
 
-def test_checkpoint(model, best, epoch, test_batches, autocast, rank):
+def test_checkpoint(model, best, epoch, test_batches, autocast, rank, world):
     """Print the test accuracy of a checkpoint: of its best epoch on the held-out part, where it has one."""
     if best["model"] is not None:
         model.load_state_dict(best["model"])
         epoch = best["epoch"]
-    scores = evaluate(model, test_batches, autocast)
+    scores = evaluate(model, test_batches, autocast, world)
     if rank == 0:
         print(
             f"test top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f}, "
