@@ -428,7 +428,10 @@ def sharpness_and_picture(folder, args, arch, model, arch_set, norm):
         import visualize
     except ImportError as error:
         return folder.log(f"no cell.png and no sharpness: {error}")
-    visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
+    try:
+        visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
+    except ImportError as error:
+        folder.log(f"no cell.png: {error}")
     drawn = visualize.loss_batches(*arch_set, SHARPNESS_IMAGES, args.batch_size, args.seed, norm)
     model.share_statistics(False)  # each neighbor for itself
     try:
