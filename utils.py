@@ -138,9 +138,10 @@ def how_to_go_on(args):
     if not found:
         return "no checkpoint was written: give the same command again"
     start = "torchrun ..." if dist.is_torchelastic_launched() else "python"
+    script = getattr(args, "script", None) or os.path.basename(sys.argv[0])  # search.py runs sample.py too
     return (
-        f"last checkpoint: {max(found, key=os.path.getmtime)}; go on with: {start} "
-        f"{os.path.basename(sys.argv[0])} --resume {shlex.quote(folder)}"
+        f"last checkpoint: {max(found, key=os.path.getmtime)}; go on with: {start} {script} --resume "
+        f"{shlex.quote(folder)}"
     )
 
 
