@@ -2,6 +2,7 @@
 a server that has imported everything, and then runs the script's file as `python FILE` would."""
 
 import atexit
+import builtins
 import functools
 import gc
 import importlib
@@ -36,7 +37,7 @@ class Script:
         job = dict(name=name, flags=[str(flag) for flag in flags], cwd=str(cwd), before=before)
         server().stdin.write(json.dumps({**job, "folder": self.folder.name}) + "\n")
         server().stdin.flush()
-        self.pid = int(self._await("pid", 60))
+        self.pid = int(self._await("pid", 600))
 
     def _file(self, name):
         return os.path.join(self.folder.name, name)
@@ -58,7 +59,7 @@ class Script:
         if self.running():
             os.kill(self.pid, number)
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=600):
         """The script's end. One that hangs is killed, and so has the status -9."""
         if self._await("status", timeout) is None:
             self.kill()
@@ -67,9 +68,27 @@ class Script:
         return Done(int(status), out, err)
 
 
-def run(name, *flags, cwd, before=(), timeout=120):
+def run(name, *flags, cwd, before=(), timeout=600):
     """Run a script to its end."""
     return Script(name, *flags, cwd=cwd, before=before).wait(timeout)
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def torchrun(folder, script, *flags):
+    """Run a script in two processes, in this folder, to its end."""
+    command = [*TORCHRUN, str(script), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600, env=environment)
+
+
+# At the end of a script: the group is gone, so that none of its threads runs into the interpreter's end.
+PARTED = """
+import pathlib
+threads = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], threads
+"""
 
 
 @functools.cache
@@ -86,7 +105,8 @@ def serve():
     """Start what the lines of stdin name; write the `pid` and, when it is over, the `status` into its
     folder."""
     sys.path[:0] = [ROOT]
-    for name in ("search", "train", "tqdm", "torchvision.datasets", "torchvision.transforms.v2"):
+    modules = "sample visualize tqdm torchvision.datasets torchvision.transforms.v2 matplotlib.figure"
+    for name in f"{modules} matplotlib.backends.backend_agg".split():
         importlib.import_module(name)
     gc.freeze()
     wake, woken = os.pipe()
@@ -152,47 +172,26 @@ def start(name, flags, cwd, before, folder):
     os._exit(status)
 
 
-def tree(folder):
-    """Every path below a folder with what tells that it was written: kind, size and time of its last change,
-    which no program can set."""
-    found = {}
-    for path, folders, names in os.walk(folder):
-        for name in folders + names:
-            state = os.lstat(os.path.join(path, name))
-            found[os.path.join(path, name)] = state.st_mode, state.st_size, state.st_ino, state.st_ctime_ns
-    return found
-
-
 # ------------------------------------------------------------------------------------------------------------
 # What can be done to a script before it runs
 # ------------------------------------------------------------------------------------------------------------
-
-
-def few_shapes(count):
-    """A synthetic set of so many training images, and a fifth of that for the test."""
-    import utils
-
-    draw = utils.draw_shapes
-    utils.draw_shapes = lambda n, size, seed: draw(n * count // 5000, size, seed)
 
 
 def kill_at_write(place, record):
     """SIGKILL at a moment of writing: before and after a file is renamed, when it has just been opened, and
     when half of what is to be written is in it. place: which of these moments; 0 for none. record: a file
     that gets a byte at each."""
-    import utils
-
-    replace, seen = os.replace, itertools.count(1)
+    ordinary, replace, seen = open, os.replace, itertools.count(1)
 
     def moment():
-        with open(record, "ab") as file:
+        with ordinary(record, "ab") as file:
             file.write(b".")
         if next(seen) == place:
             os.kill(os.getpid(), signal.SIGKILL)
 
     class Watched:
         def __init__(self, *args, **more):
-            self.file = open(*args, **more)
+            self.file = ordinary(*args, **more)
             moment()
 
         def write(self, data):
@@ -217,9 +216,9 @@ def kill_at_write(place, record):
         moment()
 
     def watched_open(path, mode="r", **more):
-        return (Watched if mode in ("wb", "a", "ab") else open)(path, mode, **more)
+        return (Watched if mode in ("wb", "a") else ordinary)(path, mode, **more)
 
-    utils.open, os.replace = watched_open, watched_replace
+    builtins.open, os.replace = watched_open, watched_replace
 
 
 def signal_at_data(number):
@@ -227,34 +226,6 @@ def signal_at_data(number):
     import utils
 
     utils.load_images = lambda *args, **more: signal.raise_signal(number)
-
-
-def signals_to_the_end(number):
-    """A signal to the process itself when the data is about to be read, and again as it says that it ends."""
-    import utils
-
-    how_to_go_on = utils.how_to_go_on
-
-    def signal_and_say(args):
-        signal.raise_signal(number)
-        return how_to_go_on(args)
-
-    utils.how_to_go_on = signal_and_say
-    signal_at_data(number)
-
-
-def signal_in_destructor(number):
-    """A signal to the process itself in the destructor of its first progress bar, where Python drops what the
-    signal raises."""
-    import tqdm
-
-    delete = tqdm.tqdm.__del__
-
-    def signal_and_delete(bar):
-        tqdm.tqdm.__del__ = delete
-        signal.raise_signal(number)
-
-    tqdm.tqdm.__del__ = signal_and_delete
 
 
 def bad_images_after(epoch, value):
