@@ -5,30 +5,33 @@ cost more than they give. pytest-xdist has two processes use the cores instead (
 the folder of nasbench201.csv and nats_tss_sample; tests that need them are skipped where it is not set.
 """
 
+import csv
+import itertools
+import json
 import os
+import random
+import signal
+from collections import namedtuple
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported here, and for what the tests start
+import pytest
+import torch
+from PIL import Image
 
-import csv  # noqa: E402
-import itertools  # noqa: E402
-import json  # noqa: E402
-import random  # noqa: E402
-import signal  # noqa: E402
-from collections import namedtuple  # noqa: E402
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-
-import search  # noqa: E402
-import utils  # noqa: E402
-from genotypes import nasbench201_architectures  # noqa: E402
-from model import LAYOUT  # noqa: E402
+import search
+import utils
+from genotypes import nasbench201_architectures
+from model import LAYOUT
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for what the tests start
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NB201 = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|"
+STRINGS = [  # architectures 0, 11 and 284 of the official table
+    "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|",
+    "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|nor_conv_3x3~1|avg_pool_3x3~2|",
+    "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|none~0|nor_conv_1x1~1|none~2|",
+]
 SHAPES = "--dataset shapes --image_size 8 --device cpu"
 SEARCH = f"{SHAPES} --space nasbench201 --init_channels 2 --layers 1 --batch_size 496"
 TRAIN = f"{SHAPES} --init_channels 4 --layers 3 --batch_size 640"
@@ -119,7 +122,14 @@ def outcome(folder):
     """A run's checkpoint, its metrics without times, and its result; None for a file that there is not."""
     paths = [os.path.join(folder, name) for name in ("checkpoint.pt", "metrics.csv", "result.json")]
     checkpoint, rows, result = (read(path) if os.path.exists(path) else None for path in paths)
-    return Run(checkpoint, without_times(rows), result)
+    return Run(checkpoint, without_times(rows), without_times(result))
+
+
+def check_same(whole, parts):
+    """Checkpoints, metrics and results of two runs are the same to the bit, but for times and folders."""
+    for name in whole.checkpoint.keys() - {"rows", "args"}:
+        assert same(whole.checkpoint[name], parts.checkpoint[name]), name
+    assert whole[1:] == parts[1:]
 
 
 def read(path):

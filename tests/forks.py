@@ -3,6 +3,7 @@ a server that has imported everything, and then runs the script's file as `pytho
 
 import atexit
 import builtins
+import contextlib
 import functools
 import gc
 import importlib
@@ -12,7 +13,6 @@ import multiprocessing.util
 import os
 import resource
 import runpy
-import select
 import signal
 import subprocess
 import sys
@@ -21,8 +21,7 @@ import time
 import traceback
 from collections import namedtuple
 
-TESTS = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(TESTS)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 Done = namedtuple("Done", "status out err")  # status: negative for a signal, as in subprocess
 
 
@@ -52,12 +51,10 @@ class Script:
         with open(self._file(name), errors="replace") as file:
             return file.read()
 
-    def running(self):
-        return not os.path.exists(self._file("status"))
-
     def kill(self, number=signal.SIGKILL):
-        if self.running():
-            os.kill(self.pid, number)
+        if not os.path.exists(self._file("status")):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def wait(self, timeout=600):
         """The script's end. One that hangs is killed, and so has the status -9."""
@@ -93,10 +90,8 @@ assert not [name for name in threads if "gloo" in name], threads
 
 @functools.cache
 def server():
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.Popen(
-        [sys.executable, os.path.join(TESTS, "forks.py")], stdin=subprocess.PIPE, text=True, env=environment
-    )
+    command, environment = [sys.executable, __file__], {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
     atexit.register(found.communicate)  # the end of its input ends it
     return found
 
@@ -109,36 +104,18 @@ def serve():
     for name in f"{modules} matplotlib.backends.backend_agg".split():
         importlib.import_module(name)
     gc.freeze()
-    wake, woken = os.pipe()
-    os.set_blocking(woken, False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.set_wakeup_fd(woken)
-    folders, text = {}, b""
-    while True:
-        ready, _, _ = select.select([0, wake], [], [])
-        if wake in ready:
-            os.read(wake, 1000)
-            while folders:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                write(folders.pop(pid), "status", os.waitstatus_to_exitcode(status))
-        if 0 in ready:
-            more = os.read(0, 2**20)
-            if not more:
-                return
-            *lines, text = (text + more).split(b"\n")
-            for line in lines:
-                job = json.loads(line)
-                pid = os.fork()
-                if not pid:
-                    signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    # A shell has what it starts in the background ignore SIGINT, which would be inherited.
-                    signal.signal(signal.SIGINT, signal.default_int_handler)
-                    start(**job)
-                folders[pid] = job["folder"]
-                write(job["folder"], "pid", pid)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
+    for line in sys.stdin:
+        job = json.loads(line)
+        if os.fork():
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        pid = os.fork()
+        if not pid:
+            start(**job)
+        write(job["folder"], "pid", pid)
+        write(job["folder"], "status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        os._exit(0)
 
 
 def write(folder, name, value):
@@ -149,6 +126,8 @@ def write(folder, name, value):
 
 
 def start(name, flags, cwd, before, folder):
+    # A shell has what it starts in the background ignore SIGINT, which would be inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     for descriptor, path in enumerate((os.devnull, f"{folder}/stdout", f"{folder}/stderr")):
         file = os.open(path, os.O_CREAT | os.O_RDWR)
@@ -170,11 +149,6 @@ def start(name, flags, cwd, before, folder):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What can be done to a script before it runs
-# ------------------------------------------------------------------------------------------------------------
 
 
 def kill_at_write(place, record):

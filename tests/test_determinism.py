@@ -3,17 +3,14 @@ others. And numbers: what is not finite stops a run, and small or lopsided sets 
 
 import math
 import re
-from types import SimpleNamespace
 
 import forks
 import pytest
-import torch
 from conftest import NB201, do, read, same, save_images, without_times
 from sweep_kills import COMMANDS, TINY
 
 import search
 import train
-import utils
 
 RUNS = {
     "search": COMMANDS["search"],
@@ -65,11 +62,6 @@ def test_one_seed_one_result(root, name):
         assert re.search(rb"\b1 threads\b", first["log.txt"])  # all that a CPU's result may depend on
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Numbers
-# ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
 @pytest.mark.parametrize("bad", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_stops_training(root, amp, bad):
@@ -83,15 +75,6 @@ def test_a_loss_that_is_not_finite_stops_training(root, amp, bad):
         f"checkpoint: {save}/checkpoint.pt\n"
     )
     check_good(root / save / "checkpoint.pt", 1)
-
-
-def test_a_loss_that_is_not_finite_stops_a_search(root):
-    script, *flags = COMMANDS["search"].split()
-    before = ["forks.bad_images_after", 1, "nan"]
-    done = forks.run(script, *flags, "--save", "search-nan", cwd=root, before=before)
-    assert done.status == 1 and "not finite at step 1 of epoch 2, learning rate 0.019" in done.err
-    assert done.err.endswith("last good checkpoint: search-nan/checkpoint.pt\n") and done.err.count("\n") == 1
-    check_good(root / "search-nan" / "checkpoint.pt", 1)
 
 
 def check_good(path, epoch):
@@ -140,39 +123,3 @@ def test_small_batches_give_finite_numbers(tmp_path, no_sharpness, capsys, scrip
     found = numbers(tmp_path / "run" / "metrics.csv")
     assert len(found) >= 8 and all(map(math.isfinite, found)) and capsys.readouterr().err == ""
     check_good(tmp_path / "run" / "checkpoint.pt", 1)
-
-
-def test_one_image_a_class(tmp_path, refused):
-    """Training can do with that, and a search cannot, which wants a half of each class."""
-    save_images(tmp_path / "images", count=1)
-    flags, more = f"{SMALL} --layers 1 --data {tmp_path / 'images'}", ["--save", tmp_path / "run"]
-    do(train, f"{flags} --arch {NB201} --batch_size 2", *more)
-    assert all(map(math.isfinite, numbers(tmp_path / "run" / "metrics.csv")))
-    more[1] = tmp_path / "other"
-    error = refused(search, f"{flags} --space nasbench201 --neighbors 1 --batch_size 1", *more)
-    assert "do not fill a batch of 1" in error
-
-
-def test_a_share_without_images(tmp_path, monkeypatch):
-    """Of two processes that share one image the second has none, and reports what the first one does."""
-    save_images(tmp_path / "images", count=1)
-    images, labels, _ = utils.load_images("folder", tmp_path / "images", 8)
-    norm = dict(mean=torch.zeros(3), std=torch.ones(3))
-    network = train.NETWORKS["nasbench201"](2, 2, 1, False, NB201)
-    data = utils.image_folder(tmp_path / "images" / "train", train.imagenet_transform(8, train=False))
-    for kind in "memory", "files":
-        totals, scores = [], []
-        for index in [torch.arange(1)[slice(rank, None, 2)] for rank in range(2)]:
-            batches = utils.InOrder(images, labels, index, 4, **norm)
-            if kind == "files":
-                batches = train.FileBatches(data, index, 4, 0, torch.device("cpu"), **norm)
-
-            def add(total, totals=totals):
-                """What the exchange does, once both have their sums."""
-                totals.append(total.clone())
-                total.copy_(sum(totals))
-
-            monkeypatch.setattr(train, "dist", SimpleNamespace(all_reduce=add))
-            scores.append(train.evaluate(network, batches, train.nullcontext, world=2))
-        assert totals[1].tolist() == [0, 0, 0, 0] and scores[0] == scores[1]
-        assert all(map(math.isfinite, scores[0].values()))

@@ -2,16 +2,12 @@
 time and without running anything; and round trips. The examples are the same each time.
 """
 
-import bz2
-import io
 import json
 import math
 import os
-import pickle
 
 import pytest
-import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nats_bench
@@ -24,7 +20,6 @@ from genotypes import (
     format_architecture,
     nasbench201_architectures,
     parse_architecture,
-    random_architecture,
     to_json,
 )
 
@@ -133,22 +128,6 @@ def test_any_genotype_file(data):
     parses_or_is_refused("genotype.json")
 
 
-@FUZZ
-@given(st.integers(0, 2**40), st.sampled_from(list(SPACES)))
-def test_architectures_come_back(seed, space):
-    arch = random_architecture(SPACES[space], torch.Generator().manual_seed(seed))
-    assert parse_architecture(format_architecture(arch)) == arch
-    assert parse_architecture(f"  {format_architecture(arch)}\n") == arch
-    with open("genotype.json", "w") as file:
-        json.dump(to_json(arch), file)
-    assert parse_architecture("genotype.json", SPACES[space]) == arch
-    assert parse_architecture(os.getcwd()) == arch
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Tables
-# ------------------------------------------------------------------------------------------------------------
-
 TABLE = "arch,cifar10_valid_200,x_test_1\n" + "".join(
     f"{name},{i},{i / 7!r}\n" for i, name in enumerate(NAMES[:9])
 )
@@ -195,113 +174,3 @@ def test_tables_come_back(rows):
             v[place] is not None for v in rows.values()
         )
         assert all(column[i] == v[place] for i, v in rows.items() if v[place] is not None)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# NATS-Bench files
-# ------------------------------------------------------------------------------------------------------------
-
-
-def nats(arch=NAMES[7], accuracy=None, seeds=(777, 888)):
-    """What an official file holds, as far as it is read."""
-    import numpy
-
-    runs = {}
-    for epochs in ("12", "200"):
-        results = {}
-        for dataset, part in nats_bench.DATASETS.values():
-            for seed in seeds:
-                one = results.setdefault((dataset, seed), {"eval_acc1es": {}})
-                value = numpy.float64(50.5) if accuracy is None else accuracy
-                one["eval_acc1es"][f"{part}@{int(epochs) - 1}"] = value
-        names = {dataset for dataset, _ in nats_bench.DATASETS.values()}
-        runs[epochs] = {
-            "arch_str": arch,
-            "all_results": results,
-            "dataset_seed": {name: list(seeds) for name in sorted(names)},
-        }
-    return runs
-
-
-NATS = pickle.dumps(nats(), protocol=4)
-
-
-def read(data):
-    with open("000000.pickle.pbz2", "wb") as file:
-        file.write(data)
-    try:
-        arch, values = nats_bench.read_file("000000.pickle.pbz2")
-    except utils.BadInput as error:
-        assert "take it from the official archive anew" in str(error)
-        return None
-    assert arch in NAMES and values and all(0 <= value <= 100 for value in values.values())
-    return arch, values
-
-
-def test_a_file_as_the_official_ones():
-    assert read(bz2.compress(NATS)) == (
-        NAMES[7], {f"{name}_{epochs}": 50.5 for name in nats_bench.DATASETS for epochs in (12, 200)}
-    )  # fmt: skip
-
-
-@FEW
-@given(st.one_of(st.binary(max_size=100), changed([bz2.compress(NATS)]), changed([NATS]).map(bz2.compress)))
-def test_any_nats_file(data):
-    read(data)
-
-
-@FEW
-@given(JSON, JSON, st.lists(JSON, max_size=3))
-def test_nats_files_with_other_contents(arch, accuracy, seeds):
-    for more in ({"arch": arch}, {"accuracy": accuracy}):
-        try:
-            data = pickle.dumps(nats(**more))
-        except TypeError:
-            assume(False)
-        read(bz2.compress(data))
-    runs = nats()
-    runs["12"]["dataset_seed"] = seeds
-    assert read(bz2.compress(pickle.dumps(runs))) is None
-
-
-class Runs:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize(
-    "evil", [Runs(os.system, "touch evil"), Runs(eval, "open('evil', 'w')"), Runs(open, "evil", "w")]
-)
-@pytest.mark.parametrize("protocol", [0, 5])
-def test_a_pickle_that_runs_code_is_refused(evil, protocol):
-    """Alone, and inside of a file that is right otherwise. Checkpoints too."""
-    for one in (pickle.dumps(evil, protocol), pickle.dumps(nats() | {"more": evil}, protocol)):
-        assert read(bz2.compress(one)) is None
-        with open("checkpoint.pt", "wb") as file:
-            file.write(one)
-        with pytest.raises(utils.BadInput, match="damaged or not a checkpoint"):
-            utils.load_checkpoint("checkpoint.pt")
-
-
-@FEW
-@given(st.binary(max_size=200), st.integers(0, 2**32))
-def test_any_checkpoint(data, seed):
-    for content in (data, torch_file(seed)):
-        with open("checkpoint.pt", "wb") as file:
-            file.write(content)
-        with pytest.raises(utils.BadInput, match="checkpoint"):
-            utils.load_checkpoint("checkpoint.pt")
-
-
-def torch_file(seed):
-    """A right file with one byte changed."""
-    buffer = io.BytesIO()
-    rows = [{"epoch": 1, "loss": 0.5}]
-    torch.save({"args": {"epochs": 3}, "epoch": 1, "rows": rows, "model": {"w": torch.arange(50.0)}}, buffer)
-    data = bytearray(buffer.getvalue())
-    start = data.index(torch.arange(50.0).numpy().tobytes())
-    data[start + seed % 200] ^= 1 + seed % 255
-    return data

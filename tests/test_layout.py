@@ -92,11 +92,6 @@ def test_help(name):
             assert re.search(r"\(default:\s", entry), entry
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Commands
-# ------------------------------------------------------------------------------------------------------------
-
-
 def commands(text):
     """The lines of a text that run a script of ours, as words, without the comment behind them."""
     for line in text.splitlines():

@@ -94,10 +94,6 @@ def test_the_whole_table():
         assert column.mean().item() == pytest.approx(mean, abs=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Official files
-# ------------------------------------------------------------------------------------------------------------
-
 SAMPLES = ("000000", "000011", "000284")
 # The official package has the name of our script, so it answers in a process that does not see ours.
 ASK = """
@@ -189,18 +185,6 @@ BAD_PICKLES = {
     "other": bz2.compress(pickle.dumps(collections.OrderedDict())),
     "not packed": pickle.dumps({}),
     "empty": b"",
-    "wrong values": bz2.compress(
-        pickle.dumps(
-            {
-                epochs: {
-                    "arch_str": NAMES[0],
-                    "dataset_seed": {"cifar10": [1]},
-                    "all_results": {("cifar10", 1): {"eval_acc1es": {f"ori-test@{int(epochs) - 1}": 101.0}}},
-                }
-                for epochs in ("12", "200")
-            }
-        )
-    ),
 }
 
 

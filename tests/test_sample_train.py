@@ -8,7 +8,6 @@ import torch
 from conftest import do, outcome, read
 from forks import PARTED, torchrun
 
-import nats_bench
 import sample
 import train
 from genotypes import SPACES, discrete_ops, from_indices, parse_architecture, random_architecture, to_indices
@@ -91,13 +90,6 @@ def test_all_other_flags_are_those_of_train_py(refused):
     assert (flags.label_smooth, flags.cutout, flags.seed, flags.init_channels) == (0.1, False, 5, 36)
     assert "unrecognized arguments: --epoch 40" in refused(sample, "--eval train --epoch 40")
     assert "unrecognized arguments: --epochs 40" in refused(sample, "--bench T.csv --epochs 40")
-
-
-def test_the_file_is_a_table(tmp_path):
-    rows, _ = run(tmp_path / "search", NB201)
-    table = nats_bench.load_table(tmp_path / "search" / "evaluations.csv")
-    assert nats_bench.accuracies(table, rows[0][0]) == {"shapes_valid_2": float(rows[0][1])}
-    assert table["shapes_valid_2"].isfinite().sum() == len(rows)
 
 
 @pytest.mark.parametrize("algo", ["rs", "ls"])

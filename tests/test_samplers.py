@@ -172,16 +172,6 @@ def test_a_budget_is_never_exceeded_and_small_spaces_end():
     assert random_search(Evaluations(f, 6), drawer(0), around, MEAN) == {}
 
 
-def test_of_equal_scores_the_first_is_the_answer():
-    scores = random_search(Evaluations(lambda archs: [1.0] * len(archs)), drawer(3), around, MEAN, 9)
-    draw = drawer(3)
-    assert best(scores) == draw()
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The script on a table
-# ------------------------------------------------------------------------------------------------------------
-
 NAMES = nasbench201_architectures()
 
 
@@ -295,18 +285,6 @@ def test_tables_that_do_not_serve(refused, tmp_path, table):
     before = tree(tmp_path / "run")
     assert "holds a run already" in refused(sample, "--algo ls", *flags, table)
     assert before == tree(tmp_path / "run")
-
-
-def test_columns_without_a_value(tmp_path):
-    """A search on a column that is whole; others lack values."""
-    lines = [f"{name},{i % 97},{'50' if i % 3 else ''}," for i, name in enumerate(NAMES)]
-    header = "arch,cifar10_valid_200,cifar100_test_200,imagenet16_test_200"
-    (tmp_path / "t.csv").write_text("\n".join([header, *lines]) + "\n")
-    result, rows = run(tmp_path / "t.csv", tmp_path / "run", "--neighborhood 0 --samples 3 --repeats 30")
-    assert result["columns"]["imagenet16_test_200"] == {"mean": None, "std": None}
-    assert result["columns"]["cifar100_test_200"] == {"mean": 50, "std": 0}
-    assert {row["cifar100_test_200"] for row in rows} == {"", "50.0"}
-    assert result["row"]["imagenet16_test_200"] is None
 
 
 def test_published_random_search(tmp_path):

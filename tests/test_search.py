@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SEARCH, do, outcome, same, tree
+from conftest import SEARCH, check_same, do, outcome, same, tree
 from plain import PLAIN, copy_weights
 
 import search
@@ -18,7 +18,7 @@ import utils
 import visualize
 from genotypes import format_architecture, nasbench201_architectures, parse_architecture
 from model_search import SUPERNETS
-from neighborhood import AGGREGATE, ball_shifts, neighbors
+from neighborhood import AGGREGATE, neighbors
 
 
 def tiny(space="nasbench201", batch=12, seed=0):
@@ -157,19 +157,6 @@ def test_evaluation_is_in_the_precision_of_the_run():
     )
 
 
-def test_whole_neighborhood_in_one_pass():
-    """Groups may enumerate the ball: 25 neighbors of a NAS-Bench-201 mixture, each with its own images."""
-    model, _, _ = tiny()
-    x, y = torch.randn(50, 3, 8, 8, dtype=torch.float64), torch.randint(10, (50,))
-    loss = search.neighborhood_loss(model, x, y, ball_shifts(6, 5, 1), arguments())
-    (gradient,) = torch.autograd.grad(loss, model.alpha)
-    assert gradient.isfinite().all() and gradient.abs().min() > 0
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Whole searches
-# ------------------------------------------------------------------------------------------------------------
-
 quick = pytest.mark.usefixtures("few_shapes", "no_sharpness")
 
 
@@ -180,38 +167,19 @@ def run_search(folder, *flags):
 
 @quick
 @pytest.mark.parametrize(
-    "flags",
+    "dies_in,flags",
     [
-        ["--neighborhood", 1, "--train_portion", 0.6],
-        ["--neighborhood", 2, "--weight_step", "neighbors", "--cutout"],
-        ["--neighborhood", 0, "--unrolled"],
+        (3, "--neighborhood 1 --train_portion 0.6"),
+        (2, "--neighborhood 2 --weight_step neighbors --cutout"),
+        (3, "--neighborhood 1 --arch_warmup 2"),
+        (2, "--neighborhood 0 --arch_warmup 2 --unrolled"),
+        (2, "--neighborhood 1 --unrolled"),
     ],
-    ids=["na-darts", "weights on neighbors", "second order"],
 )
-def test_resumed_search_equals_an_uninterrupted_one(tmp_path, flags):
-    whole = run_search(tmp_path / "whole", *flags, "--epochs", 3)
-    run_search(tmp_path / "parts", *flags, "--epochs", 1)
-    do(search, "--epochs 3", "--resume", tmp_path / "parts")
-    parts = outcome(tmp_path / "parts")
-    assert len(whole.rows) == 3 and whole.rows == parts.rows
-    states = whole.checkpoint.keys() - {"rows", "args"}
-    assert {"model", "weight_optimizer", "arch_optimizer", "weight_batches", "arch_batches"} < states
-    for name in states:
-        assert same(whole.checkpoint[name], parts.checkpoint[name]), name
-    genotypes = [(tmp_path / name / "genotype.json").read_text() for name in ("whole", "parts")]
-    assert genotypes[0] == genotypes[1]
-    other = run_search(tmp_path / "other", *flags, "--epochs", 1, "--seed", 3)
-    assert not same(other.checkpoint["model"], whole.checkpoint["model"])
-
-
-@quick
-@pytest.mark.parametrize(
-    "dies_in,more", [(3, []), (3, ["--arch_warmup", 2]), (2, ["--arch_warmup", 2, "--unrolled"])]
-)
-def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, dies_in, more):
+def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, dies_in, flags):
     """A run of 3 epochs that dies in one of them, right after or inside warm-up too, and is resumed without
     any other flag, equals an undisturbed one."""
-    flags = ["--neighborhood", 1, "--epochs", 3, *more]
+    flags = [*flags.split(), "--epochs", 3]
     whole = run_search(tmp_path / "whole", *flags)
     evaluate, calls = search.evaluate, []
 
@@ -225,10 +193,10 @@ def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, d
         patch.setattr(search, "evaluate", dies)
         run_search(tmp_path / "parts", *flags)
     do(search, "", "--resume", tmp_path / "parts")
-    parts = outcome(tmp_path / "parts")
-    for name in ("model", "trajectory"):
-        assert same(whole.checkpoint[name], parts.checkpoint[name])
-    assert whole.rows == parts.rows
+    check_same(whole, outcome(tmp_path / "parts"))
+    assert len(whole.rows) == 3 and {"model", "weight_optimizer", "arch_batches"} < whole.checkpoint.keys()
+    genotypes = [(tmp_path / name / "genotype.json").read_text() for name in ("whole", "parts")]
+    assert genotypes[0] == genotypes[1]
 
 
 @quick
@@ -330,21 +298,6 @@ def test_neighbors_that_share_statistics(tmp_path, monkeypatch):
 
 
 @quick
-@pytest.mark.parametrize("unrolled", [False, True])
-def test_architecture_steps_ask_for_no_gradient_by_the_weights(tmp_path, monkeypatch, unrolled):
-    """But the second order does, and the weight step after it gets all of its own."""
-    seen, loss = [], search.neighborhood_loss
-
-    def look(model, *args):
-        seen.append({w.requires_grad for w in model.weight_parameters()})
-        return loss(model, *args)
-
-    monkeypatch.setattr(search, "neighborhood_loss", look)
-    run_search(tmp_path / "run", "--epochs", 1, "--batch_size", 240, *["--unrolled"] * unrolled)
-    assert len(seen) >= 2 and seen == [{unrolled}] * len(seen)
-
-
-@quick
 def test_warm_up_is_weight_steps_alone(tmp_path):
     """Until --arch_warmup epochs are over alpha rests where it started, and the weights are trained as they
     are beside an alpha at rest; then the architecture steps are the first of their generators."""
@@ -400,15 +353,6 @@ def test_a_search_that_has_no_memory_for_the_sharpness_is_complete(tmp_path, mon
     assert (folder / "cell.png").exists() and run.result["sharpness"] is None
     text = f"out of memory: python visualize.py sharpness '{folder}' --images 16"
     assert text in (folder / "log.txt").read_text()
-
-
-def test_first_step_that_is_not_finite_is_named():
-    losses = torch.tensor([[1.0, 2.0, float("inf")], [1.0, float("nan"), 3.0]])
-    utils.check_finite(losses[:, :1], "epoch 1", "checkpoint.pt")
-    with pytest.raises(
-        utils.NotFinite, match="not finite at step 2 of epoch 1; last good checkpoint: checkpoint.pt"
-    ):
-        utils.check_finite(losses, "epoch 1", "checkpoint.pt")
 
 
 @quick

@@ -95,18 +95,6 @@ def test_augmentation_equals_torchvision_on_each_image():
     assert len(seen) > 20
 
 
-def test_augmentation_is_uniform():
-    """A single white pixel lands on each of the 25 places that a padding of 2 and a flip allow equally
-    often."""
-    images = torch.zeros(1, 5, 5, 3, dtype=torch.uint8)
-    images[0, 2, 2] = 255
-    n = 10_000
-    draws = torch.rand(5, n, generator=utils.generator(0, 0))
-    batch = utils.augment(images, torch.zeros(n).long(), draws, torch.zeros(3), torch.ones(3), 2)
-    counts = (batch[:, 0] > 0.5).sum(0)
-    assert counts.sum() == n and (counts - n / 25).abs().max() < 5 * (n / 25) ** 0.5
-
-
 def test_statistics_and_normalisation():
     images = torch.randint(256, (30, 4, 4, 3), dtype=torch.uint8)
     mean, std = utils.channel_statistics(images)
@@ -188,13 +176,6 @@ def test_one_process_downloads(tmp_path, monkeypatch, rank):
     assert events == ["downloads", "waits", "reads"][rank:]
 
 
-def test_files_are_replaced_whole(tmp_path):
-    path = tmp_path / "file"
-    utils.write_file(path, "one")
-    utils.write_file(path, b"two")
-    assert path.read_text() == "two" and os.listdir(tmp_path) == ["file"]
-
-
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -205,15 +186,6 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
         utils.write_file(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
-
-def test_run_folders_are_new_each_time():
-    """Before they are made, too: a run makes its folder seconds after it has named it."""
-    assert len({utils.new_run_path("search", "darts") for _ in range(10)}) == 10
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Flags that are read back
-# ------------------------------------------------------------------------------------------------------------
 
 COMMANDS = [
     (search, "--neighborhood 2 --unrolled --cutout --learning_rate 0.3 --data=-odd"),
@@ -246,11 +218,6 @@ def test_a_flag_without_a_value_is_no_word():
     parser.add_argument("--no", action=argparse.BooleanOptionalAction, default=True)
     assert utils.as_words({"new": None, "on": False, "older": 1}, parser) == []
     assert utils.as_words({"new": 0, "on": True, "no": False}, parser) == ["--new=0", "--on", "--no-no"]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# How a run ends
-# ------------------------------------------------------------------------------------------------------------
 
 
 class Ends:

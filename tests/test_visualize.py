@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from conftest import NB201 as STRING
 from conftest import ROOT, SEARCH, read
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import search
 import utils
@@ -24,7 +23,6 @@ from genotypes import (
     format_architecture,
     nasbench201_architectures,
     parse_architecture,
-    random_architecture,
     read_cell,
 )
 from model_search import SUPERNETS, running_statistics_kept
@@ -58,62 +56,6 @@ def supernet(space, dtype, batch=10, seed=0):
     return model, [(x[: batch // 2], y[: batch // 2]), (x[batch // 2 :], y[batch // 2 :])]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Cells
-# ------------------------------------------------------------------------------------------------------------
-
-
-def overlapping(figure):
-    """What overlaps in a figure of cells: labels, node boxes, lines where they should not be, the border."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    found, pictures = [], []
-    for axes in figure.axes:
-        texts = [(text.get_text(), text.get_gid(), text.get_window_extent(renderer)) for text in axes.texts]
-        boxes = [box.get_window_extent(renderer) for box in axes.patches if box.get_gid() == "node"]
-        names = [extent for _, gid, extent in texts if gid == "name"]
-        labels = [(text, extent) for text, gid, extent in texts if gid != "name"]
-        pictures += [("name", extent) for extent in names] + labels
-        assert len(names) == len(boxes)
-        # A node's name lies in its own box alone, and no label in any.
-        for k, box in enumerate(boxes):
-            found += [("name", k) for j, name in enumerate(names) if box.overlaps(name) != (j == k)]
-            found += [(text, "box") for text, extent in labels if box.overlaps(extent)]
-            found += [("boxes", k) for other in boxes[:k] if box.overlaps(other)]
-        # A line touches one label, its own, or none where it has none.
-        for line in axes.patches:
-            if line.get_gid() == "node":
-                continue
-            path = axes.transData.transform_path(line.get_path()).cleaned(curves=False)
-            points = path.vertices[np.isin(path.codes, (path.MOVETO, path.LINETO))]
-            points = np.concatenate([np.linspace(a, b, 8) for a, b in zip(points, points[1:], strict=False)])
-            touched = [text for text, extent in labels if extent.count_contains(points)]
-            own = line.get_gid()
-            if touched != ([own] if own else []):
-                found.append((own, touched))
-    for i, (text, extent) in enumerate(pictures):
-        found += [(text, other) for other, window in pictures[:i] if extent.overlaps(window)]
-        if min(extent.x0, extent.y0) < 0 or extent.x1 > figure.bbox.x1 or extent.y1 > figure.bbox.y1:
-            found.append((text, "border"))
-    return found
-
-
-def random_cells(space, n):
-    g = torch.Generator().manual_seed(7)
-    return [random_architecture(SPACES[space], g) for _ in range(n)]
-
-
-def test_no_labels_overlap_in_random_cells():
-    for arch in [*NAMED.values(), STRING, *random_cells("darts", 60), *random_cells("nasbench201", 10)]:
-        assert overlapping(visualize.draw_cell(arch)) == [], arch
-
-
-def test_the_overlap_test_sees_overlaps():
-    figure = visualize.draw_cell(NAMED["DARTS_V2"])
-    for text in figure.axes[0].texts:
-        text.set_fontsize(24)
-    assert len(overlapping(figure)) > 10
-
-
 def test_a_cell_is_drawn_whole(tmp_path):
     """Each edge is in the CSV file, and each operation stands in the picture as often as in the cell."""
     for arch in [*NAMED.values(), STRING]:
@@ -127,11 +69,6 @@ def test_a_cell_is_drawn_whole(tmp_path):
             pairs = [(row["operation"], int(row["source"])) for row in rows if row["cell"] == "reduce"]
             assert pairs[: len(arch.reduce)] == list(arch.reduce)
             assert [source for op, source in pairs if not op] == list(arch.reduce_concat)
-
-
-def test_columns_are_longest_paths():
-    edges = [(0, 1, "a"), (0, 2, "b"), (1, 2, "c"), (0, 3, "d"), (1, 3, "e"), (2, 3, "f")]
-    assert visualize.cell_layout(4, [0], edges)[0] == {0: 0, 1: 1, 2: 2, 3: 3}
 
 
 @pytest.mark.parametrize("suffix,start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
@@ -149,11 +86,6 @@ def test_nothing_needs_a_display(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout == "cell.png\n", done.stderr
     assert sorted(os.listdir(tmp_path)) == ["cell.csv", "cell.png"]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Curves and mixtures
-# ------------------------------------------------------------------------------------------------------------
 
 
 def kept_alpha(folder):
@@ -180,62 +112,9 @@ def test_a_run_that_lacks_a_flag_is_a_group_of_its_own(order):
     assert all("neighbor_norm" in label for label in groups)
 
 
-def test_curves(runs, tmp_path):
-    do("curves", runs / "na-0", runs / "na-1", runs / "darts", "--out", tmp_path / "curves.svg")
-    assert (tmp_path / "curves.svg").stat().st_size > 10_000
-    rows = read(tmp_path / "curves.csv")
-    assert {row["group"] for row in rows} == {"NA-DARTS, perturb move", "DARTS, perturb roll"}
-    found = {(r["group"], r["quantity"], r["edge"], int(r["epoch"])): r for r in rows}
-    assert len(found) == len(rows) == 2 * (6 * 3 + 2 * 7 * 4 + 3)
-    metrics = {name: read(runs / name / "metrics.csv") for name in ("na-0", "na-1", "darts")}
-    for group, names in (("NA-DARTS, perturb move", ("na-0", "na-1")), ("DARTS, perturb roll", ("darts",))):
-
-        def check(values, quantity, edge, epoch, group=group, names=names):
-            row = found[group, quantity, edge, epoch]
-            assert float(row["mean"]) == pytest.approx(np.mean(values), rel=1e-6, abs=1e-9)
-            assert int(row["runs"]) == len(names)
-            if len(names) == 2:
-                assert float(row["std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-5, abs=1e-7)
-            else:
-                assert row["std"] == ""
-
-        for epoch in (1, 2, 3):
-            for quantity, *_ in visualize.METRICS:
-                check([float(metrics[n][epoch - 1][quantity]) for n in names], quantity, "", epoch)
-            changes = []
-            for name in names:
-                cells = [read_cell(SPACES["nasbench201"], a.softmax(-1)) for a in kept_alpha(runs / name)]
-                before, after = (visualize.operations(cells[e]) for e in (epoch - 1, epoch))
-                changes.append(sum(a != b for a, b in zip(before, after, strict=True)))
-            check(changes, "changes", "", epoch)
-        for epoch in range(4):
-            entropies, largest = [], []
-            for name in names:
-                alpha = kept_alpha(runs / name)[epoch, 0].double().tolist()
-                p = [[math.exp(a) / sum(map(math.exp, line)) for a in line] for line in alpha]
-                entropies.append([-sum(v * math.log(v) for v in line) for line in p])
-                largest.append([max(line) for line in p])
-            for e, (source, target) in enumerate(SPACES["nasbench201"].edges):
-                check([v[e] for v in entropies], "entropy", f"cell {source}-{target}", epoch)
-                check([v[e] for v in largest], "largest_weight", f"cell {source}-{target}", epoch)
-            check([np.mean(v) for v in entropies], "entropy", "mean", epoch)
-            check([np.mean(v) for v in largest], "largest_weight", "mean", epoch)
-
-
 def test_entropy_of_a_choice_and_of_none():
     p = torch.tensor([[1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
     assert torch.allclose(visualize.entropy(p), torch.tensor([0.0, math.log(3)]))
-
-
-def test_genotype_changes_of_darts_cells():
-    """One edge of one cell with another operation is one change."""
-    alphas = torch.randn(2, 14, 8).repeat(3, 1, 1, 1)
-    alphas[1:, 1, 13, 5] = alphas.max() + 5  # the edge 4-5 of the reduction cell, whatever was there before
-    alphas[2:, 1, 13, 6] = alphas.max() + 5
-    cells = [read_cell(SPACES["darts"], a.softmax(-1)) for a in alphas]
-    found = visualize.genotype_changes(SPACES["darts"], alphas)
-    assert found[1] == 1
-    assert found[0] == len(set(cells[1].reduce[6:]) - set(cells[0].reduce[6:]))
 
 
 def test_mixture(runs, tmp_path):
@@ -251,11 +130,6 @@ def test_mixture(runs, tmp_path):
     with Image.open(tmp_path / "mixture.gif") as film:
         assert film.format == "GIF" and film.n_frames == 4
     assert not [name for name in os.listdir(tmp_path) if "tmp" in name]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Losses, Hessian, landscapes
-# ------------------------------------------------------------------------------------------------------------
 
 
 def plain_loss(model, alpha, batches):
@@ -317,23 +191,6 @@ def test_hessian(dtype, parts):
     assert values.tolist() == pytest.approx(expected[:2], rel=1e-3) and abs(expected[0]) > 1e-3
     assert torch.allclose(vectors @ vectors.T, torch.eye(2, dtype=torch.float64), atol=1e-6)
     assert abs((vectors[0] @ expected_vectors[0]).item()) > 0.99
-
-
-def test_hessian_of_the_darts_space():
-    """Its products with a vector against a difference of gradients."""
-    model, batches = supernet("darts", torch.float64, batch=6)
-    v = torch.randn(model.alpha.numel(), dtype=torch.float64, generator=utils.generator(2, 0))
-    v /= v.norm()
-
-    def gradient(step):
-        alpha = (model.alpha + step * v.view_as(model.alpha)).detach().requires_grad_()
-        loss = visualize.mixture_loss(model, alpha.softmax(-1), batches)
-        return torch.autograd.grad(loss, alpha)[0].flatten()
-
-    with running_statistics_kept(model):
-        found = visualize.hessian_product(model, batches)(v)
-        expected = (gradient(1e-6) - gradient(-1e-6)) / 2e-6
-    assert (found - expected).norm() < 1e-4 * expected.norm() and expected.norm() > 1e-4
 
 
 @pytest.mark.parametrize("values", [[3, 2.9, 1, 0, -1], [-5, 4.9, 1, 1, 1], [2, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
@@ -407,53 +264,6 @@ def test_random_directions_are_seen_by_the_softmax():
     assert vectors.view(2, 6, 5).sum(-1).abs().max() < 1e-12
 
 
-def test_principal_components():
-    """Against the eigenvectors of the matrix of second moments."""
-    alphas = torch.randn(6, 1, 6, 5, generator=utils.generator(5, 0))
-    vectors, names = visualize.trajectory_directions({"trajectory": alphas}, None, None, None)
-    M = (alphas - alphas.mean(-1, keepdim=True)).double().flatten(1).numpy()
-    M = M[:-1] - M[-1]
-    values, expected = np.linalg.eigh(M.T @ M)
-    for k in (0, 1):
-        assert abs(vectors[k].numpy() @ expected[:, -1 - k]) == pytest.approx(1, abs=1e-9)
-        assert names[k].endswith(f"{100 * values[-1 - k] / values.sum():.0f} %")
-
-
-def test_table_landscape(tmp_path):
-    """Against a comparison of all architectures' texts, with gaps in the table."""
-    g = utils.generator(1, 0)
-    errors = 100 * torch.rand(15_625, dtype=torch.float64, generator=g)
-    errors[torch.rand(15_625, generator=g) < 0.1] = math.nan
-    archs = nasbench201_architectures()
-    place = archs.index(STRING)
-    errors[place] = 12.5
-    with open(tmp_path / "table.csv", "w") as file:
-        file.write("arch,cifar10_valid_200\n")
-        for arch, error in zip(archs, errors.tolist(), strict=True):
-            file.write(f"{arch},{'' if math.isnan(error) else repr(100 - error)}\n")
-    flags = ["--bench", tmp_path / "table.csv", "--arch", STRING, archs[0], "--out", tmp_path / "t.svg"]
-    if errors[0].isnan():
-        flags[4:5] = []
-    do("landscape", *flags)
-    rows = [row for row in read(tmp_path / "t.csv") if row["arch"] == STRING]
-    ops = STRING.replace("+", "").split("|")
-    apart = [
-        sum(a != b for a, b in zip(arch.replace("+", "").split("|"), ops, strict=True)) for arch in archs
-    ]
-    for distance, row in enumerate(rows):
-        shell = [e for e, d in zip(errors.tolist(), apart, strict=True) if d == distance and e == e]
-        assert int(row["distance"]) == distance and int(row["members"]) == len(shell)
-        for name, value in (("mean", np.mean(shell)), ("std", np.std(shell)), ("min", min(shell)),
-                            ("max", max(shell))):  # fmt: skip
-            assert float(row[name]) == pytest.approx(value, abs=1e-9), name
-    assert len(rows) == 4 and apart.count(3) == 1280
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Searches and bad input
-# ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_search_draws_its_cell(runs):
     for name in ("na-0", "darts"):
         assert (runs / name / "cell.png").read_bytes().startswith(b"\x89PNG")
@@ -506,42 +316,6 @@ BAD = [
 @pytest.mark.parametrize("words,message", BAD, ids=[words for words, _ in BAD])
 def test_bad_words(refused, words, message):
     assert message in refused(visualize, words)
-
-
-def test_bad_runs(refused, runs, tmp_path):
-    run = runs / "na-0"
-    assert "--epochs 9 is out of range" in refused(visualize, "", "mixture", run, "--epochs", 9)
-    error = refused(visualize, "", "sharpness", run, "--device", "tpu9")
-    assert "--device tpu9 is not available" in error
-    whole = torch.load(run / "checkpoint.pt", weights_only=True)
-
-    def changed(name, **parts):
-        os.makedirs(tmp_path / name)
-        torch.save({**whole, **parts}, tmp_path / name / "checkpoint.pt")
-        return tmp_path / name
-
-    other = changed("train", args={"epochs": 3, "arch": "DARTS_V2"})
-    assert "is not a run of search.py" in refused(visualize, "", "curves", other)
-    old = changed("old", trajectory=None)
-    for command in ("curves", "mixture", "landscape", "sharpness"):
-        assert "has not kept alpha" in refused(visualize, "", command, old)
-    short = changed("short", trajectory={"alpha": whole["trajectory"]["alpha"][1:]})
-    assert "is damaged: alpha has the shape" in refused(visualize, "", "mixture", short)
-    start = changed("start", trajectory={"alpha": whole["trajectory"]["alpha"][:1]}, epoch=0, rows=[])
-    assert "has not done an epoch yet" in refused(visualize, "", "curves", start)
-    one = changed(
-        "one", trajectory={"alpha": whole["trajectory"]["alpha"][:2]}, epoch=1, rows=whole["rows"][:1]
-    )
-    assert "no two components" in refused(visualize, "", "landscape", one, "--directions", "trajectory")
-    elsewhere = changed("elsewhere", args={**whole["args"], "dataset": "folder"})
-    error = refused(visualize, "", "landscape", elsewhere, "--data", tmp_path / "nowhere")
-    assert "there is no folder" in error
-    seen = dict(whole["arch_batches"], checksum=1)
-    assert "its images are not those" in refused(
-        visualize, "", "sharpness", changed("images", arch_batches=seen)
-    )
-    (tmp_path / "train" / "checkpoint.pt").write_bytes(b"nothing")
-    assert "is damaged or not a checkpoint" in refused(visualize, "", "curves", tmp_path / "train")
 
 
 def test_bad_tables(refused, tmp_path):
