@@ -120,9 +120,9 @@ class Stage(nn.Sequential):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm of n groups side by side, times a factor for each of them.
+    """Batch norm of n groups side by side, times a factor for each of their channels.
 
-    forward(x, n, scale): x (b, n C, H, W), scale (n,) or None. In training mode this is n separate passes,
+    forward(x, n, scale): x (b, n C, H, W), scale (n C,) or None. In training mode this is n separate passes,
     the updates of the running statistics included, whose outputs are multiplied by scale. The factor is
     folded into the weight of the normalisation and costs nothing.
 
@@ -137,17 +137,14 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked = None  # read only where momentum is None
 
     def forward(self, x, n=1, scale=None):
-        C = self.num_features
         if n > 1 and self.shared and self.training:
             x = split_groups(super().forward(merge_groups(x, n)), n)
             # Under autocast the product is taken in float32, so that alpha is not rounded to bfloat16.
-            return x if scale is None else (x * scale.repeat_interleave(C)[:, None, None]).to(x.dtype)
+            return x if scale is None else (x * scale[:, None, None]).to(x.dtype)
         weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
         if n > 1:
             weight, bias = (None if value is None else value.repeat(n) for value in (weight, bias))
         if scale is not None:
-            # repeat, not expand: the channels-last backward on CPU misreads a stride of 0 (torch 2.14).
-            scale = scale[:, None].repeat(1, C).flatten()
             weight = scale if weight is None else scale * weight
             bias = None if bias is None else scale * bias
         if n > 1 and self.training:
@@ -159,12 +156,16 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
 
     def update_running(self, x, n):
-        """Update the running statistics as n passes would, one after the other."""
+        """Update the running statistics as n passes would, one after the other: each is the old value and the
+        n new ones in a weighted sum."""
+        kept = (1 - self.momentum) ** torch.arange(
+            n - 1, -1, -1, device=x.device, dtype=self.running_var.dtype
+        )
         new = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3))
         for running, values in zip((self.running_var, self.running_mean), new, strict=True):
-            for value in values.view(n, -1):
-                # .data, as in batch norm itself: a graph that holds them does not use their values.
-                running.data.lerp_(value, self.momentum)
+            # .data, as in batch norm itself: a graph that holds them does not use their values.
+            values = values.view(n, -1).to(running.dtype).T
+            running.data.addmv_(values, kept, beta=(1 - self.momentum) ** n, alpha=self.momentum)
 
 
 class Conv(nn.Conv2d):

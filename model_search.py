@@ -62,7 +62,11 @@ class MixedCell(nn.Module):
 
     def __init__(self, space, C, strides):
         super().__init__()
-        self.edges = space.edges
+        self.C = C
+        self.leaving = [
+            [e for e, (s, _) in enumerate(space.edges) if s == source] for source in range(len(strides))
+        ]
+        self.targets = [target for _, target in space.edges]
         self.own = nn.ModuleList()  # for each edge, by operation: those with weights
         self.shared = nn.ModuleList(
             nn.ModuleDict() for _ in strides
@@ -76,31 +80,45 @@ class MixedCell(nn.Module):
                 elif not isinstance(op, Zero) and str(o) not in self.shared[source]:
                     pool = space.name == "darts" and isinstance(op, (nn.MaxPool2d, nn.AvgPool2d))
                     self.shared[source][str(o)] = NormalisedPool(op, C) if pool else op
+        # Where the weights of both kinds stand in a mixture (E O,), in the order in which forward takes them
+        ops = len(space.ops)
+        own = [e * ops + int(o) for edges in self.leaving for e in edges for o in self.own[e]]
+        shared = [
+            e * ops + int(o)
+            for edges, by in zip(self.leaving, self.shared, strict=True)
+            for e in edges
+            for o in by
+        ]
+        self.register_buffer("at_own", torch.tensor(own, dtype=torch.long), persistent=False)
+        self.register_buffer("at_shared", torch.tensor(shared, dtype=torch.long), persistent=False)
 
     def forward(self, states, w):
-        n, ops = len(w), w.shape[2]
-        mixture = w.permute(1, 2, 0).flatten(0, 1).unbind(0)  # by edge and operation: a weight a group, (n,)
+        n = len(w)
+        w = w.permute(1, 2, 0).flatten(0, 1)  # (E O, n)
+        # A weight a channel, (n C,). Repeated, not expanded: the channels-last backward on a CPU misreads a
+        # stride of 0 (torch 2.14).
+        scales = iter(w.index_select(0, self.at_own).repeat_interleave(self.C, 1).unbind(0))
+        by_source = [len(edges) * len(by) for edges, by in zip(self.leaving, self.shared, strict=True)]
+        weights = w.index_select(0, self.at_shared).split(by_source)
         nodes = dict(enumerate(states))
-        for source, shared in enumerate(self.shared):
+        for source, edges in enumerate(self.leaving):
             x = nodes[source]
-            edges = [e for e, (s, _) in enumerate(self.edges) if s == source]
             # Operations without weights: one output for all edges that leave the source
-            outputs = [run_groups(op, x, n) for op in shared.values()]
-            weights = [mixture[e * ops + int(o)] for e in edges for o in shared]
-            sums = WeightedSums.apply(torch.stack(weights).view(len(edges), -1, n), *outputs)
+            outputs = [run_groups(op, x, n) for op in self.shared[source].values()]
+            sums = WeightedSums.apply(weights[source].view(len(edges), -1, n), *outputs)
             # Convolutions: what they take, by how it is prepared, and what they add up to
             relu = F.relu(x)
             prepared = {None: relu}
             for e, total in zip(edges, sums, strict=True):
                 parts = {}
-                for o, op in self.own[e].items():
+                for op in self.own[e].values():
                     if op.prepare not in prepared:
                         prepared[op.prepare] = op.prepare(relu)
-                    y = op.body(prepared[op.prepare], n, mixture[e * ops + int(o)])
+                    y = op.body(prepared[op.prepare], n, next(scales))
                     parts[op.finish] = parts[op.finish].add_(y) if op.finish in parts else y
                 for finish, y in parts.items():
                     total = total.add_(finish(y, relu) if finish else y)
-                target = self.edges[e][1]
+                target = self.targets[e]
                 nodes[target] = nodes[target].add_(total) if target in nodes else total
         return list(nodes.values())
 
@@ -115,7 +133,8 @@ class WeightedSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights, *tensors):
         ctx.save_for_backward(weights, *tensors)
-        return tuple(_weighted_sum(row, tensors) for row in weights)
+        wide = _by_channel(weights, tensors[0])
+        return tuple(_weighted_sum(row, tensors) for row in wide)
 
     @staticmethod
     def backward(ctx, *gradients):
@@ -125,16 +144,19 @@ class WeightedSums(torch.autograd.Function):
             by_weights = [_dot(g, x, weights.shape[2]) for g in gradients for x in tensors]
             by_weights = torch.stack(by_weights).view(weights.shape)
         if any(ctx.needs_input_grad[1:]):
-            by_tensors = [_weighted_sum(column, gradients) for column in weights.unbind(1)]
+            wide = _by_channel(weights, tensors[0])
+            by_tensors = [_weighted_sum(column, gradients) for column in wide.unbind(1)]
         return by_weights, *by_tensors
 
 
+def _by_channel(weights, x):
+    """Weights (m, K, n) of groups as (m, K, n C, 1, 1), or (m, K, 1, 1, 1) of one group."""
+    n = weights.shape[2]
+    return (weights if n == 1 else weights.repeat_interleave(x.shape[1] // n, 2))[..., None, None]
+
+
 def _weighted_sum(weights, tensors):
-    """Weights (K, n), K tensors: their sum."""
-    K, n = weights.shape
-    if n > 1:
-        weights = weights.repeat_interleave(tensors[0].shape[1] // n, 1)
-    weights = weights.view(K, 1, -1, 1, 1)
+    """Weights (K, n C, 1, 1), K tensors: their sum."""
     total = weights[0] * tensors[0]
     for weight, x in zip(weights[1:], tensors[1:], strict=True):
         total.addcmul_(weight, x)
@@ -147,7 +169,11 @@ def _dot(x, y, n):
         dtype = torch.promote_types(x.dtype, y.dtype)  # under autocast they differ
         order = (0, 2, 3, 1) if channels_last(x) else (0, 1, 2, 3)
         return torch.dot(*(value.permute(order).flatten().to(dtype) for value in (x, y)))
-    return (x * y).sum((0, 2, 3)).view(n, -1).sum(1)
+    return (
+        (x * y).sum((0, 2, 3)).view(n, -1).sum(1)
+        if channels_last(x)
+        else (x * y).view(len(x), n, -1).sum((0, 2))
+    )
 
 
 class Supernet(nn.Module):

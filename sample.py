@@ -291,7 +291,7 @@ def report_found(args, metric, names, rows, folder, training=()):
 def search_trained(args):
     """Repeats by training. Processes under torchrun share the architectures."""
     flags = training_args(args)
-    rank, world, device = utils.join_processes(flags.device, timedelta(days=30))
+    rank, world, device = utils.join_processes(flags.device, "gloo", timedelta(days=30))
     space, column = SPACES[args.space], f"{flags.dataset}_valid_{flags.epochs}"
     path = args.resume or args.save
     path = path or utils.new_run_path("sample", f"{method_name(args).lower()}-{args.space}")

@@ -5,6 +5,7 @@
     python search.py --dataset folder --data DIR         your images, DIR/train/<class>/
     python search.py --space nasbench201 --bench T.csv   with the table's accuracies of the cell by epoch
     python search.py --algo rs|ls ...                    random and local search: see sample.py
+    torchrun --nproc_per_node 4 search.py ...            each process runs its share of neighbors and images
     python search.py --quick                             a minute on a CPU, without any data
 
 DARTS (Liu, Simonyan, Yang; ICLR 2019) trains the weights of a supernet on one half of the training set, and
@@ -48,7 +49,7 @@ QUICK = dict(
     learning_rate=0.1, arch_learning_rate=0.01,
 )  # fmt: skip
 # What may change on --resume
-MAY_DIFFER = "resume save device data bench report_freq quick".split()
+MAY_DIFFER = "resume save device data bench graph report_freq quick".split()
 SHARPNESS_IMAGES = 64
 
 
@@ -75,76 +76,83 @@ def neighborhood_loss(model, x, y, shifts, args, weights=None):
     """g(f(N(a))): the loss of each neighbor on its share of the batch, aggregated.
 
     x (B, 3, H, W), y (B,), shifts (n, E). weights: a dict to use in place of the supernet's own. Returns a
-    scalar, in nats.
+    scalar, in nats. Of several processes each gives its own images and neighbors; the mean of their gradients
+    is that of all.
     """
     q = mixtures(model, shifts, args)
     if args.neighbor_batch == "repeat":
         x, y = x.repeat(len(q), 1, 1, 1), y.repeat(len(q))
     logits = model(x, q) if weights is None else functional_call(model, weights, (x, q))
     losses = F.cross_entropy(logits, y, reduction="none").view(len(q), -1).mean(1)
+    if args.neighborhood and args.agg != "mean":
+        losses = utils.from_all_processes(losses)
     return AGGREGATE[args.agg](losses)
 
 
-def autocast(args, device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16")
+def autocast(args, x):
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bf16")
 
 
 def arch_gradient(model, x, y, shifts, args):
     """First order: the neighborhood loss (nats), and its gradient of alpha's shape."""
     with running_statistics_kept(model), weights_held(model):
-        with autocast(args, x.device):
+        with autocast(args, x):
             loss = neighborhood_loss(model, x, y, shifts, args)
         (gradient,) = torch.autograd.grad(loss, model.alpha)
-    return loss.detach(), gradient
+    return utils.over_processes([loss.detach(), gradient])
 
 
-def unrolled_gradient(model, optimizer, train, valid, args, r=0.01):
+def unrolled_gradient(model, optimizer, train, valid, args, lr, r=0.01):
     """Second order: the neighborhood loss after one weight step, and its gradient by alpha (DARTS, equations
     6 to 8).
 
     train, valid: (x, y, shifts) of the weight step and of the architecture step. optimizer: the weights' SGD,
-    whose momentum and weight decay the step ahead includes. r: length of the finite difference that stands
-    for the product of the Hessian and a vector.
+    whose momentum and weight decay the step ahead includes. lr: its learning rate, a tensor. r: length of the
+    finite difference that stands for the product of the Hessian and a vector.
     """
     names = [name for name, _ in model.named_parameters() if name != "alpha"]
-    weights = model.weight_parameters()
-    group = optimizer.param_groups[0]
+    weights, group = model.weight_parameters(), optimizer.param_groups[0]
+    held = [w.detach() for w in weights]
 
     def train_gradient(values, by):
         x, y, shifts = train
         q = mixtures(model, shifts, args)
         logits = functional_call(model, dict(zip(names, values, strict=True)), (x, q))
-        return torch.autograd.grad(F.cross_entropy(logits, y), by)
+        return utils.over_processes(torch.autograd.grad(F.cross_entropy(logits, y), by))
 
     with running_statistics_kept(model):
-        ahead = []  # w' = w - lr (momentum * buffer + grad L_train(w) + weight_decay * w)
-        for w, gradient in zip(weights, train_gradient(weights, weights), strict=True):
-            buffer = optimizer.state[w].get("momentum_buffer", 0.0)
-            step = group["momentum"] * buffer + gradient + group["weight_decay"] * w.detach()
-            ahead.append((w.detach() - group["lr"] * step).requires_grad_())
+        # w' = w - lr (momentum * buffer + grad L_train(w) + weight_decay * w)
+        step = torch._foreach_mul([optimizer.state[w]["momentum_buffer"] for w in weights], group["momentum"])
+        torch._foreach_add_(step, train_gradient(weights, weights))
+        torch._foreach_add_(step, held, alpha=group["weight_decay"])
+        ahead = [w.requires_grad_() for w in torch._foreach_sub(held, torch._foreach_mul(step, lr))]
         loss = neighborhood_loss(model, *valid, args, dict(zip(names, ahead, strict=True)))
-        *v, by_alpha = torch.autograd.grad(loss, [*ahead, model.alpha])
+        loss, by_alpha, *v = utils.over_processes(
+            [loss.detach(), *torch.autograd.grad(loss, [model.alpha, *ahead])]
+        )
         h = r / torch.cat([part.flatten() for part in v]).norm()
         plus, minus = (
-            train_gradient(
-                [w.detach() + side * part for w, part in zip(weights, v, strict=True)], model.alpha
-            )
+            train_gradient(torch._foreach_add(held, torch._foreach_mul(v, side)), model.alpha)[0]
             for side in (h, -h)
         )
-    return loss.detach(), by_alpha - group["lr"] * (plus[0] - minus[0]) / (2 * h)
+    return loss, by_alpha - lr * (plus - minus) / (2 * h)
 
 
 def weight_gradient(model, x, y, shifts, args):
-    """The training loss at the center, or on neighbors, each with its share of the batch, and how many images
-    are right. Its gradients by the weights are left in their .grad."""
+    """The training loss (nats) at the center, or on neighbors, each with its share of the batch, and how many
+    images are right, means over the processes. Its gradients by the weights are left in their .grad."""
     weights = model.weight_parameters()
     for w in weights:
         w.grad = None
-    with autocast(args, x.device):
+    with autocast(args, x):
         logits = model(x, mixtures(model, shifts, args).detach())
         loss = F.cross_entropy(logits, y)
     loss.backward(inputs=weights)
-    return loss.detach(), (logits.argmax(1) == y).sum()
+    right = (logits.argmax(1) == y).sum(dtype=loss.dtype)
+    loss, right, *gradients = utils.over_processes([loss.detach(), right, *(w.grad for w in weights)])
+    for w, gradient in zip(weights, gradients, strict=True):
+        w.grad = gradient
+    return loss, right
 
 
 @torch.no_grad()
@@ -153,12 +161,14 @@ def evaluate(model, batches, args):
     model.eval()
     p, loss, correct, images = model.mixture(), 0.0, 0, 0
     for x, y in batches:
-        with autocast(args, x.device):
+        with autocast(args, x):
             logits = model(x, p)
         loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
         correct += (logits.argmax(1) == y).sum().item()
         images += len(y)
     model.train()
+    total = torch.tensor([loss, correct, images], dtype=torch.float64, device=model.alpha.device)
+    loss, correct, images = utils.over_processes([total])[0].tolist()
     return loss / images, 100 * correct / images
 
 
@@ -220,6 +230,8 @@ def parse_args(argv=None):
     add("--seed", type=within(int, 0, 2**40), default=2, help="seed of everything random")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
     add("--amp", choices=("none", "bf16"), default="none", help="autocast the supernet to this type")
+    add("--graph", action=argparse.BooleanOptionalAction, default=True,
+        help="on CUDA, record each step as a graph and replay it; --no-graph to debug")
     add("--report_freq", type=within(int, 1, 1_000_000), default=50, help="steps between looks at the loss")
     add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
@@ -265,6 +277,12 @@ def check_args(parser, args):
         parser.error("--amp bf16 drowns the finite difference of --unrolled: leave one of them out")
     if args.resume and args.save not in (None, args.resume):
         parser.error("--resume goes on in its own folder: leave --save out")
+    world = utils.processes()[1]
+    if args.batch_size % world or (args.neighborhood and args.neighbors % world):
+        parser.error(
+            f"{world} processes cannot share --batch_size {args.batch_size} and --neighbors {args.neighbors} "
+            "evenly: choose multiples"
+        )
     cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"
     if args.neighborhood and cut and args.batch_size % args.neighbors:
         parser.error(
@@ -281,8 +299,13 @@ def check_args(parser, args):
 def main(args):
     from tqdm import tqdm
 
-    # Device, data, generators. Each source of random numbers is its own seeded stream.
-    device = utils.device_of(args.device)
+    # Device and precision are decided here once. TF32 would spoil the second order's finite difference.
+    rank, world, device = utils.join_processes(args.device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = not args.unrolled
+
+    # Data, generators. Each source of random numbers is its own seeded stream.
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
         utils.check_same_run(args, checkpoint["args"], MAY_DIFFER)
@@ -293,10 +316,18 @@ def main(args):
     table = nats_bench.load_table(args.bench) if args.bench else None
     images, labels, classes, weight_half, arch_half, norm = utils.load_halves(args)
     images, labels = images.to(device), labels.to(device)
+    size = args.batch_size // world
+    share, all_of_it = [slice(rank * size, (rank + 1) * size)], [slice(None)]
     augmentation = dict(pad=args.image_size // 8, cutout=args.image_size // 2 if args.cutout else 0, **norm)
-    weight_batches = utils.Batches(images, labels, weight_half, args.batch_size, weight_g, **augmentation)
-    arch_batches = utils.Batches(images, labels, arch_half, args.batch_size, arch_g, **augmentation)
-    arch_set = utils.InOrder(images, labels, arch_half, args.batch_size, **norm)
+    weight_batches = utils.Batches(
+        images, labels, weight_half, args.batch_size, weight_g, share, **augmentation
+    )
+    arch_share = all_of_it if args.neighbor_batch == "repeat" else share
+    arch_batches = utils.Batches(
+        images, labels, arch_half, args.batch_size, arch_g, arch_share, **augmentation
+    )
+    evaluated = 1024 if device.type == "cuda" else args.batch_size
+    arch_set = utils.InOrder(images, labels, arch_half[rank::world], evaluated, **norm)
 
     # Supernet and optimizers
     space = SPACES[args.space]
@@ -309,6 +340,16 @@ def main(args):
     arch_optimizer = torch.optim.Adam(
         [model.alpha], args.arch_learning_rate, betas=(0.5, 0.999), weight_decay=args.arch_weight_decay
     )
+    for w in weights:  # there from the start, for the second order
+        optimizer.state[w]["momentum_buffer"] = torch.zeros_like(w)
+
+    # The steps as functions of tensors, which a GPU replays
+    first = lambda *batch: arch_gradient(model, *batch, args)
+    second = lambda lr, *both: unrolled_gradient(model, optimizer, both[:3], both[3:], args, lr)
+    weight_step = lambda *batch: weight_gradient(model, *batch, args)
+    if device.type == "cuda" and args.graph:
+        first, second = utils.Replayed(first), utils.Replayed(second)
+        weight_step = utils.Replayed(weight_step, model.buffers())
 
     # The run folder, and what a checkpoint holds besides its epoch: alpha at the start and after each epoch,
     # (1 + epochs, cells, E, O), is what visualize.py draws
@@ -324,7 +365,9 @@ def main(args):
     method = ("NA-" if args.neighborhood else "") + "DARTS"
     args.save = args.resume or args.save or utils.new_run_path("search", f"{method.lower()}-{args.space}")
     method += ", second order" if args.unrolled else ""
-    folder = utils.RunFolder(args.save, args)
+    args.save = utils.from_the_first(args.save)
+    utils.wait_for_processes()  # no process looks for a checkpoint that another has just written
+    folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:
         folder.log_resumed(checkpoint, args)
         if start == args.epochs and os.path.exists(folder.file("result.json")):
@@ -334,41 +377,46 @@ def main(args):
         folder.log(
             f"{method}, space {args.space}: supernet of {sum(w.numel() for w in weights):,} weights; "
             f"{args.dataset}: {len(weight_half):,} + {len(arch_half):,} images, {len(classes)} classes; "
-            f"{device}, {torch.get_num_threads()} threads; run folder {folder.path}"
+            f"{world} x {device}, {torch.get_num_threads()} threads; run folder {folder.path}"
         )
 
     steps = len(weight_batches)
-    center = torch.zeros(1, model.alpha[..., 0].numel(), dtype=torch.long)  # as shifts: none on any edge
-    bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=None)
+    center = torch.zeros(1, model.alpha[..., 0].numel(), dtype=torch.long, device=device)  # as shifts
+
+    def draw(epoch):
+        """The shifts of this process's share of the neighbors."""
+        shifts = draw_shifts(model, args, epoch, neighbor_g)
+        return utils.to_device(shifts.chunk(world)[rank] if args.neighborhood else shifts, device)
+
+    bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=True if rank else None)
     for epoch in range(start + 1, args.epochs + 1):
         started = time.perf_counter()
         cosine = (1 + math.cos(math.pi * (epoch - 1) / args.epochs)) / 2
         lr = args.learning_rate_min + (args.learning_rate - args.learning_rate_min) * cosine
         optimizer.param_groups[0]["lr"] = lr
-        weight_losses, arch_losses, correct = [], [], 0
+        lr_tensor = torch.tensor(lr, device=device)
+        weight_losses, arch_losses, right = [], [], []
         for step in range(1, steps + 1):
             [(x, y)], shifts = next(weight_batches), center
             if args.weight_step == "neighbors":
-                shifts = draw_shifts(model, args, epoch, neighbor_g)
+                shifts = draw(epoch)
 
             # ---- Architecture step: the loss over the neighborhood, on images of the other half ----
             if epoch > args.arch_warmup:
-                [(x_arch, y_arch)], near = next(arch_batches), draw_shifts(model, args, epoch, neighbor_g)
+                [(x_arch, y_arch)], near = next(arch_batches), draw(epoch)
                 if args.unrolled:
-                    train, valid = (x, y, shifts), (x_arch, y_arch, near)
-                    arch_loss, gradient = unrolled_gradient(model, optimizer, train, valid, args)
+                    arch_loss, model.alpha.grad = second(lr_tensor, x, y, shifts, x_arch, y_arch, near)
                 else:
-                    arch_loss, gradient = arch_gradient(model, x_arch, y_arch, near, args)
-                model.alpha.grad = gradient
+                    arch_loss, model.alpha.grad = first(x_arch, y_arch, near)
                 arch_optimizer.step()
-                arch_losses.append(arch_loss)
+                arch_losses.append(arch_loss.clone())
 
             # ---- Weight step: at the center, or on neighbors ----
-            weight_loss, right = weight_gradient(model, x, y, shifts, args)
+            weight_loss, correct = weight_step(x, y, shifts)
             torch.nn.utils.clip_grad_norm_(weights, args.grad_clip)
             optimizer.step()
-            weight_losses.append(weight_loss)
-            correct += right
+            weight_losses.append(weight_loss.clone())
+            right.append(correct.clone())
 
             bar.update()
             if step % args.report_freq == 0 or step == steps:  # not each step: a look makes a GPU wait
@@ -378,6 +426,9 @@ def main(args):
                 bar.set_postfix(zip(("weight_loss", "arch_loss"), losses[:, -1].tolist(), strict=False))
 
         # ---- The architecture half at the center, the cell so far, a checkpoint ----
+        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        for buffer, mean in zip(statistics, utils.over_processes(statistics), strict=True):
+            buffer.copy_(mean)  # each process has seen its own images
         valid_loss, valid_accuracy = evaluate(model, arch_set, args)
         utils.check_finite_state(model, valid_loss, where, folder.file("checkpoint.pt"))
         arch = read_cell(space, model.mixture())
@@ -386,7 +437,7 @@ def main(args):
             "epoch": epoch,
             "learning_rate": lr,
             "weight_loss": torch.stack(weight_losses).mean().item(),
-            "weight_accuracy": 100 * correct.item() / (steps * args.batch_size),
+            "weight_accuracy": 100 * torch.stack(right).double().mean().item() / size,
             "neighborhood_loss": torch.stack(arch_losses).mean().item() if arch_losses else math.nan,
             "arch_loss": valid_loss,
             "arch_accuracy": valid_accuracy,
@@ -411,6 +462,9 @@ def main(args):
             found = nats_bench.accuracies(table, arch).items()
             folder.log("  table: " + ", ".join(f"{n} {v:.2f}" for n, v in found if v is not None))
     bar.close()
+    utils.leave_processes()
+    if rank:
+        return
     folder.write_genotype(arch := read_cell(space, model.mixture()))
     result = {"algo": method, "arch": format_architecture(arch), "metrics": rows[-1]}
     result["sharpness"] = sharpness_and_picture(folder, args, arch, model, (images, labels, arch_half), norm)

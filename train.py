@@ -357,11 +357,11 @@ def load_test(args, device, size, shard, data):
 
 
 @torch.no_grad()
-def evaluate(model, batches, autocast):
+def evaluate(model, batches, autocast, world=1):
     """Loss (nats), top-1 and top-5 accuracy (percent) of a network in evaluation mode, over all processes.
 
-    batches: (x, y) on the network's device, this process's share of the set. With fewer than five classes,
-    top-5 is 100 %.
+    batches: (x, y) on the network's device, this process's share of the set. world: the processes that share
+    it. With fewer than five classes, top-5 is 100 %.
     """
     model.eval()
     total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
@@ -373,7 +373,7 @@ def evaluate(model, batches, autocast):
         hits = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
         total += torch.tensor([loss, hits[:, 0].sum().item(), hits.sum().item(), len(y)], dtype=torch.float64)
     model.train()
-    if dist.is_initialized():
+    if world > 1:
         total = total.to(next(model.parameters()).device)
         dist.all_reduce(total)
     loss, top1, top5, images = total.tolist()
@@ -396,7 +396,7 @@ def build(args, classes, device):
     return model, optimizer, autocast, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
 
-def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast, scaler, rank=0):
+def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast, scaler, rank=0, world=1):
     """One epoch, numbered from 1: returns the learning rate, the mean loss (nats) and top-1 accuracy
     (percent).
 
@@ -418,7 +418,7 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
         loss = torch.zeros(2, device=device)
         for i, (x, y) in enumerate(pieces, 1):
             # Gradients are exchanged with the last piece.
-            alone = net.no_sync() if dist.is_initialized() and i < len(pieces) else nullcontext()
+            alone = net.no_sync() if world > 1 and i < len(pieces) else nullcontext()
             with alone:
                 with autocast():
                     logits, auxiliary = net(x, drop_path)
@@ -441,11 +441,11 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
         bar.update()
         if step % args.report_freq == 0 or step == steps:  # not each step: a look makes a GPU wait
             where = f"epoch {epoch}, learning rate {lr:.3g}"
-            means = utils.over_processes(torch.stack(losses, 1))
+            (means,) = utils.over_processes([torch.stack(losses, 1)], world)
             utils.check_finite(means, where, checkpoint)
             bar.set_postfix(loss=f"{means[0, -1]:.3f}")
-    top1 = 100 * utils.over_processes(correct.float()).item() / seen
-    return lr, means[0].mean().item(), top1
+    (correct,) = utils.over_processes([correct.float()], world)
+    return lr, means[0].mean().item(), 100 * correct.item() / seen
 
 
 def some_parts_are_unused(arch):
@@ -509,7 +509,7 @@ def train(args, rank, world, device):
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
     if args.eval:
-        return test_checkpoint(model, best, start, test_batches, autocast, rank)
+        return test_checkpoint(model, best, start, test_batches, autocast, rank, world)
     utils.wait_for_processes()  # no process looks for a checkpoint that another has just written
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:
@@ -530,14 +530,15 @@ def train(args, rank, world, device):
         started = time.perf_counter()
         lr, train_loss, train_top1 = train_epoch(
             net, optimizer, train_batches, args, epoch, bar, folder.file("checkpoint.pt"), autocast, scaler,
-            rank,
+            rank, world,
         )  # fmt: skip
 
         # The held-out part, or the test set; a checkpoint
-        for buffer in model.buffers():  # running statistics: each process has seen its own images
-            buffer.copy_(utils.over_processes(buffer))
+        buffers = list(model.buffers())  # running statistics: each process has seen its own images
+        for buffer, mean in zip(buffers, utils.over_processes(buffers, world), strict=True):
+            buffer.copy_(mean)
         part = "valid" if valid_batches else "test"
-        scores = evaluate(model, valid_batches or test_batches, autocast)
+        scores = evaluate(model, valid_batches or test_batches, autocast, world)
         where = f"epoch {epoch}, learning rate {lr:.3g}"
         utils.check_finite_state(model, scores["loss"], where, folder.file("checkpoint.pt"))
         rows.append(
@@ -564,7 +565,7 @@ def train(args, rank, world, device):
     counts = best["epoch"] if valid_batches else args.epochs
     if valid_batches:
         model.load_state_dict(best["model"])
-        scores = evaluate(model, test_batches, autocast)
+        scores = evaluate(model, test_batches, autocast, world)
     else:
         scores = {name: rows[-1][f"test_{name}"] for name in ("loss", "top1", "top5")}
     result = {
@@ -590,12 +591,12 @@ def train(args, rank, world, device):
     return result
 
 
-def test_checkpoint(model, best, epoch, test_batches, autocast, rank):
+def test_checkpoint(model, best, epoch, test_batches, autocast, rank, world):
     """Print the test accuracy of a checkpoint: of its best epoch on the held-out part, where it has one."""
     if best["model"] is not None:
         model.load_state_dict(best["model"])
         epoch = best["epoch"]
-    scores = evaluate(model, test_batches, autocast)
+    scores = evaluate(model, test_batches, autocast, world)
     if rank == 0:
         print(
             f"test top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f}, "
