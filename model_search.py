@@ -29,12 +29,15 @@ from model import (
     ResidualBlock,
     Zero,
     batch_to_groups,
+    bodies_together,
+    can_go_together,
     cat_channels,
     channels_last,
     factorized_reduce,
     layout,
     relu_conv_bn,
     run_groups,
+    starts_depthwise,
 )
 
 
@@ -52,6 +55,11 @@ class NormalisedPool(nn.Module):
         return self.norm(self.pool(x), n)
 
 
+# Whether the edges that leave a node are computed together, by kind of device: fewer and larger calls, which
+# pay on a GPU and not on a CPU.
+TOGETHER = {"cpu": False, "cuda": True}
+
+
 class MixedCell(nn.Module):
     """The nodes of a cell whose edges mix all operations of the space.
 
@@ -62,15 +70,12 @@ class MixedCell(nn.Module):
 
     def __init__(self, space, C, strides):
         super().__init__()
-        self.C = C
-        self.leaving = [
-            [e for e, (s, _) in enumerate(space.edges) if s == source] for source in range(len(strides))
-        ]
-        self.targets = [target for _, target in space.edges]
+        self.C, self.targets = C, [target for _, target in space.edges]
+        # For each source: the edges that leave it
+        self.leaving = [[e for e, (s, _) in enumerate(space.edges) if s == i] for i in range(len(strides))]
         self.own = nn.ModuleList()  # for each edge, by operation: those with weights
-        self.shared = nn.ModuleList(
-            nn.ModuleDict() for _ in strides
-        )  # for each source, by operation: those without
+        # for each source, by operation: those without
+        self.shared = nn.ModuleList(nn.ModuleDict() for _ in strides)
         for source, _ in space.edges:
             self.own.append(nn.ModuleDict())
             for o, name in enumerate(space.ops):
@@ -80,47 +85,129 @@ class MixedCell(nn.Module):
                 elif not isinstance(op, Zero) and str(o) not in self.shared[source]:
                     pool = space.name == "darts" and isinstance(op, (nn.MaxPool2d, nn.AvgPool2d))
                     self.shared[source][str(o)] = NormalisedPool(op, C) if pool else op
-        # Where the weights of both kinds stand in a mixture (E O,), in the order in which forward takes them
-        ops = len(space.ops)
-        own = [e * ops + int(o) for edges in self.leaving for e in edges for o in self.own[e]]
-        shared = [
-            e * ops + int(o)
-            for edges, by in zip(self.leaving, self.shared, strict=True)
-            for e in edges
-            for o in by
+        # Where the weights of both kinds stand in a mixture (E O,): by source, by operation and edge
+        self.own_places = [[(e, o) for o in self.own[edges[0]] for e in edges] for edges in self.leaving]
+        shared = [[(e, o) for e in edges for o in self.shared[i]] for i, edges in enumerate(self.leaving)]
+        for name, places in (("at_own", self.own_places), ("at_shared", shared)):
+            at = [e * len(space.ops) + int(o) for of_source in places for e, o in of_source]
+            self.register_buffer(name, torch.tensor(at, dtype=torch.long), persistent=False)
+        self.register_buffer("eye", torch.eye(max(map(len, self.leaving))), persistent=False)
+        # The norms of operations that go together: for each source, operation and stage those of all edges
+        self.norms = [
+            [self.own[e][o].norms[i] for e in edges]
+            for edges in self.leaving
+            for o, op in self.own[edges[0]].items()
+            for i in range(len(op.norms) if can_go_together(op) else 0)
         ]
-        self.register_buffer("at_own", torch.tensor(own, dtype=torch.long), persistent=False)
-        self.register_buffer("at_shared", torch.tensor(shared, dtype=torch.long), persistent=False)
 
     def forward(self, states, w):
-        n = len(w)
+        n, nodes = len(w), dict(enumerate(states))
         w = w.permute(1, 2, 0).flatten(0, 1)  # (E O, n)
+        own = w.index_select(0, self.at_own).split([len(places) for places in self.own_places])
+        edges_by_ops = [len(edges) * len(ops) for edges, ops in zip(self.leaving, self.shared, strict=True)]
+        shared = w.index_select(0, self.at_shared).split(edges_by_ops)
+        if together := bool(self.norms) and TOGETHER.get(states[0].device.type, False):
+            norms = [norm for group in self.norms for norm in group]
+            before = [[norm.running_mean for norm in norms], [norm.running_var for norm in norms]]
+            running = [torch.cat(values) for values in before]
+            parts = [values.split([self.C * len(group) for group in self.norms]) for values in running]
+            statistics = zip(*parts, strict=True)
+        for source, edges in enumerate(self.leaving):
+            weights = own[source], shared[source].view(len(edges), len(self.shared[source]), n)
+            if together:
+                sums = self.edges_together(nodes[source], source, *weights, statistics)
+            else:
+                sums = self.edges_apart(nodes[source], source, *weights)
+            for e, total in zip(edges, sums, strict=True):
+                target = self.targets[e]
+                if target in nodes:
+                    nodes[target] = nodes[target] + total if together else nodes[target].add_(total)
+                else:
+                    nodes[target] = total.contiguous(memory_format=layout(total)) if together else total
+        if together and self.training and norms[0].momentum:
+            for old, new in zip(before, running, strict=True):
+                torch._foreach_copy_(old, new.split(self.C))
+        return list(nodes.values())
+
+    def edges_apart(self, x, source, own, shared):
+        """The sums of the edges that leave a source x (b, n C, H, W), a tensor each.
+
+        own: the weights of the operations that have weights of their own, by operation and edge, (o m, n).
+        shared: those of the others, (m, K, n).
+        """
+        n = own.shape[1]
         # A weight a channel, (n C,). Repeated, not expanded: the channels-last backward on a CPU misreads a
         # stride of 0 (torch 2.14).
-        scales = iter(w.index_select(0, self.at_own).repeat_interleave(self.C, 1).unbind(0))
-        by_source = [len(edges) * len(by) for edges, by in zip(self.leaving, self.shared, strict=True)]
-        weights = w.index_select(0, self.at_shared).split(by_source)
-        nodes = dict(enumerate(states))
-        for source, edges in enumerate(self.leaving):
-            x = nodes[source]
-            # Operations without weights: one output for all edges that leave the source
-            outputs = [run_groups(op, x, n) for op in self.shared[source].values()]
-            sums = WeightedSums.apply(weights[source].view(len(edges), -1, n), *outputs)
-            # Convolutions: what they take, by how it is prepared, and what they add up to
-            relu = F.relu(x)
-            prepared = {None: relu}
-            for e, total in zip(edges, sums, strict=True):
-                parts = {}
-                for op in self.own[e].values():
-                    if op.prepare not in prepared:
-                        prepared[op.prepare] = op.prepare(relu)
-                    y = op.body(prepared[op.prepare], n, next(scales))
-                    parts[op.finish] = parts[op.finish].add_(y) if op.finish in parts else y
-                for finish, y in parts.items():
-                    total = total.add_(finish(y, relu) if finish else y)
-                target = self.targets[e]
-                nodes[target] = nodes[target].add_(total) if target in nodes else total
-        return list(nodes.values())
+        scales = own.repeat_interleave(self.C, 1).unbind(0)
+        scales = dict(zip(self.own_places[source], scales, strict=True))
+        # Operations without weights: one output for all edges
+        outputs = [run_groups(op, x, n) for op in self.shared[source].values()]
+        sums = WeightedSums.apply(shared, *outputs) if outputs else [None] * len(shared)
+        # Convolutions: what they take, by how it is prepared, and what they add up to
+        relu = as_autocast(F.relu(x))
+        prepared = {None: relu}
+        for e, total in zip(self.leaving[source], sums, strict=True):
+            parts = {}
+            for o, op in self.own[e].items():
+                if op.prepare not in prepared:
+                    prepared[op.prepare] = op.prepare(relu)
+                y = op.body(prepared[op.prepare], n, scales[e, o])
+                parts[op.finish] = parts[op.finish].add_(y) if op.finish in parts else y
+            for finish, y in parts.items():
+                y = finish(y, relu) if finish else y
+                total = y if total is None else total.add_(y)
+            yield total
+
+    def edges_together(self, x, source, own, shared, statistics):
+        """The same, all edges in as many calls as one takes: their channels side by side in each group."""
+        edges, (m, _, n), axis = self.leaving[source], shared.shape, edge_axis(x)
+        total = None
+        for op, w in zip(self.shared[source].values(), shared.unbind(1), strict=True):
+            y, w = by_edge(run_groups(op, x, n), n), w.T[(..., *[None] * (5 - axis))]
+            total = y * w if total is None else torch.addcmul(total, y, w)
+        relu = as_autocast(F.relu(x))
+        wide = join_edges(torch.cat([by_edge(relu, n)] * m, axis))
+        prepared, parts = {}, {}
+        for o, w in zip(self.own[edges[0]], own.view(len(self.own[edges[0]]), m, n), strict=True):
+            ops = [self.own[e][o] for e in edges]
+            prepare, finish = ops[0].prepare, ops[0].finish
+            scale = w.T[..., None].repeat(1, 1, self.C)  # (n, m, C), copied as above
+            if key := can_go_together(ops[0]) and (prepare, starts_depthwise(ops[0])):
+                if key not in prepared:
+                    base = wide if key[1] else relu
+                    prepared[key] = prepare(base) if prepare else base
+                y = bodies_together(ops, prepared[key], n, scale.flatten(), self.eye[:m, :m], statistics)
+            else:
+                base = prepare(relu) if prepare else relu
+                scales = scale.transpose(0, 1).reshape(m, -1)
+                ys = [op.body(base, n, one) for op, one in zip(ops, scales, strict=True)]
+                y = join_edges(torch.cat([by_edge(y, n) for y in ys], axis))
+            parts[finish] = parts[finish].add_(y) if finish in parts else y
+        for finish, y in parts.items():
+            y = by_edge(finish(y, relu) if finish else y, n, m)
+            total = y if total is None else total.add_(y)
+        return [join_edges(part.unsqueeze(axis)) for part in total.unbind(axis)]
+
+
+def as_autocast(x):
+    """x in autocast's type, once for all convolutions that take it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def edge_axis(x):
+    return 4 if channels_last(x) else 2
+
+
+def by_edge(x, n, m=1):
+    """Channels of n groups and m edges, (b, n m C, H, W), as axes of their own: (b, H, W, n, m, C) channels
+    last, otherwise (b, n, m, C, H, W)."""
+    return x.permute(0, 2, 3, 1).unflatten(3, (n, m, -1)) if channels_last(x) else x.unflatten(1, (n, m, -1))
+
+
+def join_edges(x):
+    """The way back from `by_edge`."""
+    return x.flatten(3).permute(0, 3, 1, 2) if channels_last(x) else x.flatten(1, 3)
 
 
 class WeightedSums(torch.autograd.Function):
