@@ -297,26 +297,6 @@ def check_args(parser, args, given):
         )
 
 
-def load_halves(args):
-    """The training images of a search, cut in two: images uint8 (N, S, S, 3), labels (N,), class names, the
-    indices of the half that trains the weights and of the half that trains alpha, and the channels' mean and
-    deviation, for utils.normalise. Raises BadInput where there are too few."""
-    images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size)
-    mean, std = utils.channel_statistics(images)
-    weight_half, arch_half = utils.split_balanced(labels, args.train_portion, utils.generator(args.seed, 0))
-    if min(len(weight_half), len(arch_half)) < args.batch_size:
-        raise utils.BadInput(
-            f"{len(images)} training images give halves of {len(weight_half)} and {len(arch_half)}, which do "
-            f"not fill a batch of {args.batch_size}: choose a smaller --batch_size"
-        )
-    for label, name in enumerate(classes):
-        if not all((labels[half] == label).any() for half in (weight_half, arch_half)):
-            raise utils.BadInput(
-                f"the class {name} has too few images for one in each half: add some or drop it"
-            )
-    return images, labels, classes, weight_half, arch_half, dict(mean=mean, std=std)
-
-
 def draw_shifts(model, args, g):
     """The neighbors of one step, drawn uniformly from the ball: (n, E) shifts. With radius 0 the center
     alone."""
@@ -717,7 +697,7 @@ def report_search(folder, args, method, arch, rows, model, arch_set, normalisati
     images, labels, and the index of the half that alpha was trained on."""
     sharpness = None
     try:
-        import visualize  # here, since it imports this file, which does without it
+        import visualize  # here, since a search does without matplotlib
 
         if args.sharpness_images:
             drawn = visualize.loss_batches(
@@ -757,7 +737,7 @@ def main(args):
     torch.manual_seed(args.seed)  # the supernet's first weights
     weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(1, 4))
     table = utils.load_table(args.bench) if args.bench else None
-    images, labels, classes, weight_half, arch_half, normalisation = load_halves(args)
+    images, labels, classes, weight_half, arch_half, normalisation = utils.load_halves(args)
     images, labels = images.to(device), labels.to(device)
     pad = images.shape[1] // 8  # 4 pixels at 32 x 32, as DARTS has it
     augmentation = dict(**normalisation, pad=pad, cutout=args.cutout_length if args.cutout else 0)

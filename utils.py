@@ -77,6 +77,19 @@ class Parser(argparse.ArgumentParser):
         return known, others
 
 
+def within(kind, low, high):
+    """An argparse type: a number of this kind, int or float, from low to high."""
+
+    def number(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it lies between {low} and {high}")
+        return value
+
+    number.__name__ = kind.__name__  # argparse's message for what is no number
+    return number
+
+
 def run(main, args):
     """Call main(args) as a script: what goes wrong as foreseen ends it with one line and an exit status, 2
     for bad input, a full disk or too little memory, 1 for a loss that is not finite, 130 for SIGINT (Ctrl-C)
@@ -356,6 +369,24 @@ def split_balanced(labels, portion, g):
         first.append(members[:cut])
         second.append(members[cut:])
     return torch.cat(first), torch.cat(second)
+
+
+def load_halves(args):
+    """The training images of a search, cut in two: images uint8 (N, S, S, 3), labels (N,), class names, the
+    indices of the half that trains the weights and of the half that trains alpha, and the channels' mean and
+    deviation, for normalise. Raises BadInput where there are too few."""
+    images, labels, classes = load_images(args.dataset, args.data, args.image_size)
+    mean, std = channel_statistics(images)
+    weight_half, arch_half = split_balanced(labels, args.train_portion, generator(args.seed, 0))
+    if min(len(weight_half), len(arch_half)) < args.batch_size:
+        raise BadInput(
+            f"{len(images)} training images give halves of {len(weight_half)} and {len(arch_half)}, which do "
+            f"not fill a batch of {args.batch_size}: choose a smaller --batch_size"
+        )
+    for label, name in enumerate(classes):
+        if not all((labels[half] == label).any() for half in (weight_half, arch_half)):
+            raise BadInput(f"the class {name} has too few images for one in each half: add some or drop it")
+    return images, labels, classes, weight_half, arch_half, dict(mean=mean, std=std)
 
 
 def channel_statistics(images):

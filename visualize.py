@@ -34,7 +34,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import search
 import utils
 from genotypes import SPACES, Genotype, nasbench201_architectures, operations, parse_architecture, read_cell
 from model_search import SUPERNETS, running_statistics_kept, weights_held
@@ -783,7 +782,7 @@ def load_supernet(path, run, args):
     """The supernet of a run in its last state, in training mode, and the batches to take losses on."""
     flags = argparse.Namespace(**{**run["args"], "data": args.data or run["args"]["data"]})
     device = utils.device_of(args.device)
-    images, labels, classes, _, arch_half, normalisation = search.load_halves(flags)
+    images, labels, classes, _, arch_half, normalisation = utils.load_halves(flags)
     model = SUPERNETS[flags.space](flags.init_channels, flags.layers, len(classes))
     # That the images are those of the run is seen by the state of its batches.
     seen = utils.Batches(images, labels, arch_half, flags.batch_size, torch.Generator())
