@@ -476,12 +476,10 @@ def main(args):
 
 
 def sharpness_and_picture(folder, args, arch, model, arch_set, norm):
-    """cell.png, and how sharp the surroundings of what was found are: a dict, or None where matplotlib or
-    memory does not suffice. arch_set: images, labels, and the index of the half that alpha was trained on."""
-    try:
-        import visualize
-    except ImportError as error:
-        return folder.log(f"no cell.png and no sharpness: {error}")
+    """cell.png, and how sharp the surroundings of what was found are: a dict, or None where memory does not
+    suffice. arch_set: images, labels, and the index of the half that alpha was trained on."""
+    import visualize  # here, since it takes a second
+
     visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
     drawn = visualize.loss_batches(*arch_set, SHARPNESS_IMAGES, args.batch_size, args.seed, norm)
     model.share_statistics(False)  # each neighbor for itself
