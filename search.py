@@ -45,8 +45,8 @@ from utils import within
 
 LAYERS = {"darts": 8, "nasbench201": 5}
 QUICK = dict(
-    dataset="shapes", image_size=16, space="nasbench201", init_channels=8, layers=1, epochs=5, batch_size=64,
-    learning_rate=0.1, arch_learning_rate=0.01,
+    dataset="shapes", image_size=16, space="nasbench201", init_channels=8, layers=1, epochs=4, batch_size=64,
+    learning_rate=0.1, arch_learning_rate=0.03,
 )  # fmt: skip
 # What may change on --resume
 MAY_DIFFER = "resume save device data bench graph report_freq quick".split()
@@ -236,7 +236,7 @@ def parse_args(argv=None):
     add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--quick", action="store_true",
-        help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
+        help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items()))
     # fmt: on
     words = list(sys.argv[1:] if argv is None else argv)
     first = parser.parse_known_args(words)[0]

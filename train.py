@@ -68,7 +68,11 @@ RECIPES = {
         nesterov=True, weight_decay=5e-4, grad_clip=0.0,
     ),
 }  # fmt: skip
-QUICK = dict(dataset="shapes", image_size=16, init_channels=8, layers=5, epochs=5, batch_size=64)
+QUICK = dict(
+    dataset="shapes", image_size=16, init_channels=8, epochs=3, batch_size=64, learning_rate=0.05,
+    auxiliary=False, drop_path_prob=0.0, cutout=False,
+)  # fmt: skip
+QUICK_LAYERS = {"cifar": 5, "imagenet": 5, "nasbench201": 1}
 
 # The learning rate as a fraction of the first, after e of E epochs. gamma: the factor of an epoch.
 SCHEDULE = {
@@ -143,7 +147,7 @@ def parse_args(argv=None, world=None, **defaults):
     add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--eval", action="store_true", help="test the checkpoint, folder or file, that --resume names")
     add("--quick", action="store_true",
-        help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
+        help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items()))
     # fmt: on
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -156,7 +160,8 @@ def parse_args(argv=None, world=None, **defaults):
         arch = parse_architecture(first.arch)
         network = network_of(arch, first.dataset)
         size = dict(image_size=224 if network == "imagenet" else 32)
-        parser.set_defaults(**RECIPES[network] | size | defaults | (QUICK if first.quick else {}))
+        quick = QUICK | {"layers": QUICK_LAYERS[network]} if first.quick else {}
+        parser.set_defaults(**RECIPES[network] | size | defaults | quick)
         args = parser.parse_args(words)
     except (ValueError, utils.BadInput) as error:
         parser.error(str(error))

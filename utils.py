@@ -438,20 +438,20 @@ def draw_shapes(n, size, seed):
         """Coordinates (u, v) of every pixel in the frame of an object of random place, size and tilt."""
         scale = uniform(scale_low, scale_high, 1, 1)
         tilt = uniform(-0.3, 0.3, 1, 1)
-        x, y = column - uniform(-0.5, 0.5, 1, 1), row - uniform(-0.5, 0.5, 1, 1)
+        x, y = column - uniform(-0.35, 0.35, 1, 1), row - uniform(-0.35, 0.35, 1, 1)
         return (x * tilt.cos() + y * tilt.sin()) / scale, (y * tilt.cos() - x * tilt.sin()) / scale
 
-    for _ in range(6):  # clutter
+    for _ in range(4):  # clutter
         u, v = place(0.05, 0.18)
         offset = uniform(-0.8, 0.8, 2, 1, 1) / 0.15
         scrap = (torch.maximum((u - offset[:, 0]).abs(), 2 * (v - offset[:, 1]).abs()) < 1)[..., None]
         images = torch.where(scrap, uniform(0, 1, 1, 1, 3), images)
-    u, v = place(0.3, 0.55)
+    u, v = place(0.4, 0.7)
     inside = torch.stack([shape(u, v) for shape in SHAPES.values()], 1)[torch.arange(n), labels]
     # A color that differs from the background's by at least 0.4 in one channel.
     color = (background + torch.where(background < 0.5, 1, -1) * uniform(0.4, 0.9, 1, 1, 3)).clamp(0, 1)
     images = torch.where(inside[..., None], color, images)
-    images = images + 0.15 * torch.randn(n, size, size, 3, generator=g)
+    images = images + 0.1 * torch.randn(n, size, size, 3, generator=g)
     return (images.clamp(0, 1) * 255).round().to(torch.uint8), labels, list(SHAPES)
 
 
