@@ -173,7 +173,8 @@ def _row(path):
 
 def convert(folder, target=None):
     """Convert a folder of official topology files to a CSV file, whose path is returned: FOLDER.csv, or
-    target. Files that are in it already are not read again. Raises BadInput where the folder holds none."""
+    target. Files that are in it already are not read again. Raises BadInput where the folder holds none, or
+    the target is another table."""
     from tqdm import tqdm
 
     target = target or f"{os.path.abspath(folder)}.csv"
@@ -184,6 +185,8 @@ def convert(folder, target=None):
     if os.path.exists(target):
         with open(target, newline="", encoding="utf-8") as file:
             rows = {row.get("index"): row for row in csv.DictReader(file)}
+        if rows and not all(row.keys() == {"index", "arch", *COLUMNS} for row in rows.values()):
+            raise utils.BadInput(f"{target} is another table, with other columns: move it, or name OUT.csv")
     new = [os.path.join(folder, name) for name in names if name[:6] not in rows]
     if new:
         # Processes of the pool leave Ctrl-C to the one that started them.
@@ -191,7 +194,7 @@ def convert(folder, target=None):
         with multiprocessing.Pool(min(utils.cores(), len(new)), *ignore) as pool:
             for row in tqdm(pool.imap(_row, new, 8), "converting", len(new), disable=None, leave=False):
                 rows[row["index"]] = row
-        utils.write_csv(target, [rows[name[:6]] for name in names])
+        utils.write_csv(target, [rows[index] for index in sorted(rows)])
     return target
 
 

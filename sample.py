@@ -97,7 +97,7 @@ def parse_args(argv=None):
     try:
         if first.resume:
             saved = utils.saved_args(first.resume, "sample.py")
-            words = utils.as_words(saved, parser) + saved.get("training", []) + words
+            words = utils.as_words(saved, parser, ("resume", "save")) + saved.get("training", []) + words
     except utils.BadInput as error:
         parser.error(str(error))
     args, args.training = parser.parse_known_args(words)
@@ -118,7 +118,7 @@ def parse_args(argv=None):
             try:
                 utils.check_same_run(args, saved, MAY_DIFFER)
                 before = training_args(Namespace(**saved))
-                utils.check_same_run(flags, vars(before), (*train.MAY_DIFFER, "arch"))
+                utils.check_same_run(flags, vars(before), {*train.MAY_DIFFER, "arch"} - {"epochs"})
             except utils.BadInput as error:
                 parser.error(str(error))
     return args

@@ -49,7 +49,7 @@ QUICK = dict(
     learning_rate=0.1, arch_learning_rate=0.03,
 )  # fmt: skip
 # What may change on --resume
-MAY_DIFFER = "resume save device data bench graph report_freq quick".split()
+MAY_DIFFER = "epochs resume save device data bench graph report_freq quick".split()
 SHARPNESS_IMAGES = 64
 
 
@@ -308,7 +308,7 @@ def main(args):
     # Data, generators. Each source of random numbers is its own seeded stream.
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
-        utils.check_same_run(args, checkpoint["args"], MAY_DIFFER)
+        utils.check_same_run(args, checkpoint["args"], MAY_DIFFER, checkpoint["epoch"])
     elif args.save:
         utils.check_free(args.save)
     torch.manual_seed(args.seed)  # the supernet's first weights

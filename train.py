@@ -80,8 +80,8 @@ SCHEDULE = {
     "linear": lambda e, E, gamma: 1 - e / E,
     "exponential": lambda e, E, gamma: gamma**e,
 }
-# Flags that may change when a run is resumed, since they change nothing in it.
-MAY_DIFFER = "name seeds data device workers compile report_freq save resume eval quick".split()
+# Flags that may change when a run is resumed, since they change nothing in it but its length.
+MAY_DIFFER = "epochs name seeds data device workers compile report_freq save resume eval quick".split()
 EVAL_MAY_DIFFER = "batch_size accumulate amp seed".split()  # those that a test depends on by rounding at most
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -242,12 +242,12 @@ class FileBatches:
 
     data: an image folder of imagenet_transform. index: those of its images that count. size: images of a
     batch. With a seed they come in another order each epoch, those of this process, in lists of `pieces`:
-    what utils.Batches is. Which images they hold does not depend on the number of workers; what the
-    augmentation draws does.
+    what utils.Batches is. shard: the slice of the images that is this process's. Which images they hold does
+    not depend on the number of workers; what the augmentation draws does.
     """
 
-    def __init__(self, data, index, size, workers, device, mean, std, pieces=1, seed=None):
-        rank, world = utils.processes()
+    def __init__(self, data, index, size, workers, device, mean, std, pieces=1, seed=None, shard=slice(None)):
+        rank, world = shard.start or 0, shard.step or 1
         self.data, self.device, self.norm = data, device, dict(mean=mean, std=std)
         self.pieces, self.seed, self.g = pieces, seed, torch.Generator()
         subset, self.sampler = Subset(data, index.tolist()), None
@@ -295,7 +295,7 @@ def load_train(args, device, parts, g, shard):
     of class names and normalisation.
 
     parts: the slices of a batch that this process computes. g: the generator that draws the batches. shard:
-    the slice of the validation set that this process evaluates.
+    the slice of the images that is this process's.
     """
     files = args.dataset == "imagenet"
     if files:
@@ -323,7 +323,7 @@ def load_train(args, device, parts, g, shard):
         plain_set = copy.copy(train_set)  # the same files, without another look at the folder
         plain_set.transform = imagenet_transform(args.image_size, train=False)
         reading = dict(workers=args.workers, device=device, **norm)
-        train = FileBatches(train_set, kept, size, pieces=len(parts), seed=args.seed, **reading)
+        train = FileBatches(train_set, kept, size, pieces=len(parts), seed=args.seed, shard=shard, **reading)
         valid = FileBatches(plain_set, held_out[shard], size, **reading)
     else:
         images, labels = images.to(device), labels.to(device)
@@ -363,7 +363,7 @@ def load_test(args, device, size, shard, data):
 
 @torch.no_grad()
 def evaluate(model, batches, autocast, world=1):
-    """Loss (nats), top-1 and top-5 accuracy (percent) of a network in evaluation mode, over all processes.
+    """Loss (nats), top-1 and top-5 accuracy (percent) of a network in evaluation mode.
 
     batches: (x, y) on the network's device, this process's share of the set. world: the processes that share
     it. With fewer than five classes, top-5 is 100 %.
@@ -406,7 +406,8 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
     (percent).
 
     net: network, or what compiles or distributes it. batches: those of load_train. bar: tqdm's, moved on a
-    step at a time. checkpoint: path of the last good one, which a NotFinite names.
+    step at a time. checkpoint: path of the last good one, which a NotFinite names. rank, world: of the
+    processes that share a batch.
     """
     torch.manual_seed((args.seed * 100_003 + epoch) * 4096 + rank)  # what drop path draws from
     batches.start_epoch(epoch)
@@ -473,7 +474,7 @@ def train(args, rank, world, device):
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
         may_differ = MAY_DIFFER + (EVAL_MAY_DIFFER if args.eval else [])
-        utils.check_same_run(args, checkpoint["args"], may_differ)
+        utils.check_same_run(args, checkpoint["args"], may_differ, checkpoint["epoch"])
     else:
         utils.check_free(args.save)
     size = max(1, args.batch_size // (world * args.accumulate))
@@ -529,7 +530,7 @@ def train(args, rank, world, device):
             f"seed {args.seed}; run folder {folder.path}"
         )
 
-    steps = len(train_batches)
+    steps, held_out = len(train_batches), valid_batches is not None
     bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=True if rank else None)
     for epoch in range(start + 1, args.epochs + 1):
         started = time.perf_counter()
@@ -542,8 +543,8 @@ def train(args, rank, world, device):
         buffers = list(model.buffers())  # running statistics: each process has seen its own images
         for buffer, mean in zip(buffers, utils.over_processes(buffers, world), strict=True):
             buffer.copy_(mean)
-        part = "valid" if valid_batches else "test"
-        scores = evaluate(model, valid_batches or test_batches, autocast, world)
+        part = "valid" if held_out else "test"
+        scores = evaluate(model, valid_batches if held_out else test_batches, autocast, world)
         where = f"epoch {epoch}, learning rate {lr:.3g}"
         utils.check_finite_state(model, scores["loss"], where, folder.file("checkpoint.pt"))
         rows.append(
@@ -556,7 +557,7 @@ def train(args, rank, world, device):
                 "seconds": round(time.perf_counter() - started, 3),
             }
         )
-        if valid_batches and scores["top1"] > best["valid_top1"]:
+        if held_out and scores["top1"] > best["valid_top1"]:
             best.update(epoch=epoch, valid_top1=scores["top1"], model=copy.deepcopy(model.state_dict()))
         folder.save(parts, epoch, rows, args)
         folder.log(
@@ -567,8 +568,8 @@ def train(args, rank, world, device):
     bar.close()
 
     # The epoch that counts: the best one on the held-out part, or the last.
-    counts = best["epoch"] if valid_batches else args.epochs
-    if valid_batches:
+    counts = best["epoch"] if held_out else args.epochs
+    if held_out:
         model.load_state_dict(best["model"])
         scores = evaluate(model, test_batches, autocast, world)
     else:
@@ -591,7 +592,7 @@ def train(args, rank, world, device):
     folder.write_json("result.json", result)
     folder.log(
         f"test top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f}, after "
-        f"epoch {counts} ({'best on the held-out part' if valid_batches else 'the last'}); {folder.path}"
+        f"epoch {counts} ({'best on the held-out part' if held_out else 'the last'}); {folder.path}"
     )
     return result
 

@@ -138,9 +138,10 @@ def how_to_go_on(args):
     if not found:
         return "no checkpoint was written: give the same command again"
     start = "torchrun ..." if dist.is_torchelastic_launched() else "python"
+    script = getattr(args, "script", None) or os.path.basename(sys.argv[0])  # search.py runs sample.py too
     return (
-        f"last checkpoint: {max(found, key=os.path.getmtime)}; go on with: {start} "
-        f"{os.path.basename(sys.argv[0])} --resume {shlex.quote(folder)}"
+        f"last checkpoint: {max(found, key=os.path.getmtime)}; go on with: {start} {script} --resume "
+        f"{shlex.quote(folder)}"
     )
 
 
@@ -724,10 +725,11 @@ class RunFolder:
 
 
 def write_csv(path, rows):
-    """A CSV file of dicts with the same keys."""
+    """A CSV file of dicts; a value that one of them lacks is empty."""
     table = io.StringIO()
     if rows:
-        writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(table, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     write_file(path, table.getvalue())
@@ -868,13 +870,15 @@ def check_finite_state(model, loss, where, checkpoint):
         )
 
 
-def check_same_run(args, saved, may_differ):
+def check_same_run(args, saved, may_differ, done=0):
     """Raise BadInput unless the flags are those of the run to resume, as it saved them, those in may_differ
-    and --epochs apart."""
+    apart, and --epochs is not less than the epochs done."""
     now = vars(args)
+    if now.get("epochs", done) < done:
+        raise BadInput(f"--epochs {now['epochs']} is less than the {done} that are done: give more")
     different = [
         f"--{name} {now[name]} (there: {saved[name]})"
-        for name in sorted(now.keys() & saved.keys() - {*may_differ, "epochs"})
+        for name in sorted(now.keys() & saved.keys() - set(may_differ))
         if now[name] != saved[name]
     ]
     if different:
