@@ -6,8 +6,8 @@ Inputs and outputs are (B, C, H, W); stride 2 halves H and W, rounding up, so od
 
 `NETWORKS[name](C, classes, layers, auxiliary, arch)` builds a network. `network(x, drop_path)` runs images x
 of shape (B, 3, H, W) and returns (logits, auxiliary logits), each (B, classes); the latter are None in
-evaluation mode and without an auxiliary head. drop_path is the probability, a fraction, with which an
-operation's output is dropped for an image in training mode.
+evaluation mode and without an auxiliary head. drop_path is the probability, a number or a tensor, with which
+an operation's output is dropped for an image in training mode, or None.
 
 Operations and networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang;
 ICLR 2020), with as many parameters.
@@ -497,7 +497,7 @@ class Cell(nn.Module):
         terms = []
         for op, source in zip(self.ops, self.sources, strict=True):
             term = op(nodes[source])
-            if self.training and p > 0 and not isinstance(op, nn.Identity):
+            if self.training and p is not None and not isinstance(op, nn.Identity):
                 term = drop_path(term, p)
             terms.append(term)
             if len(terms) == 2:
@@ -554,7 +554,7 @@ class CellNetwork(nn.Module):
                 self.auxiliary = AuxiliaryHead(C_prev, classes, last_norm)
         self.classifier = nn.Linear(C_prev, classes)
 
-    def forward(self, x, drop_path=0.0):
+    def forward(self, x, drop_path=None):
         s0 = self.stem0(x.contiguous(memory_format=layout(x)))
         s1 = s0 if self.stem1 is None else self.stem1(s0)
         logits = None
@@ -630,7 +630,7 @@ class NetworkNasBench201(nn.Module):
         self.last_norm = BatchNorm(C)
         self.classifier = nn.Linear(C, classes)
 
-    def forward(self, x, drop_path=0.0):
+    def forward(self, x, drop_path=None):
         x = self.blocks(self.stem(x.contiguous(memory_format=layout(x))))
         return self.classifier(F.relu(self.last_norm(x)).mean((2, 3))), None
 

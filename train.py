@@ -30,6 +30,7 @@ evenly over all epochs, without another slope in the last five.
 import copy
 import inspect
 import itertools
+import json
 import math
 import os
 import statistics
@@ -411,7 +412,11 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
     """
     torch.manual_seed((args.seed * 100_003 + epoch) * 4096 + rank)  # what drop path draws from
     batches.start_epoch(epoch)
-    drop_path = args.drop_path_prob * (epoch - 1) / args.epochs
+    # Of this epoch, as a tensor: a compiled network is one graph for all of them.
+    drop_path = None
+    if args.drop_path_prob:
+        drop_path = torch.tensor(args.drop_path_prob * (epoch - 1) / args.epochs)
+        drop_path = drop_path.to(next(net.parameters()).device)
     lr = args.learning_rate * (args.batch_size / args.base_batch if args.base_batch else 1)
     lr *= SCHEDULE[args.schedule](epoch - 1, args.epochs, args.gamma)
     if epoch < args.warmup_epochs:
@@ -497,13 +502,15 @@ def train(args, rank, world, device):
     macs = count_macs(model, args.image_size)
     head = 0 if not args.auxiliary else sum(w.numel() for w in model.auxiliary.parameters())
     parameters = sum(w.numel() for w in model.parameters()) - head
-    net = torch.compile(model) if args.compile else model
+    net = model
     if world > 1:
         unused = some_parts_are_unused(parse_architecture(args.arch))
         # Running statistics are averaged at the end of an epoch instead. The flag's name depends on torch.
         known = inspect.signature(DistributedDataParallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         net = DistributedDataParallel(net, find_unused_parameters=unused, **{sync: False})
+    if args.compile:
+        net = torch.compile(net, dynamic=False)
 
     # The run folder, and what a checkpoint holds besides its epoch
     best = utils.State(epoch=0, valid_top1=-1.0, model=None)  # of --valid_portion
@@ -520,6 +527,10 @@ def train(args, rank, world, device):
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:
         folder.log_resumed(checkpoint, args)
+        if start == args.epochs and os.path.exists(folder.file("result.json")):
+            folder.log(f"{args.save} is complete; a larger --epochs goes on")
+            with open(folder.file("result.json"), encoding="utf-8") as file:
+                return json.load(file)
     else:
         folder.save(parts, 0, rows, args)
         heads = f" ({parameters + head:,} with auxiliary head)" if head else ""
