@@ -245,8 +245,8 @@ def bodies_together(ops, x, n, scale, eye, statistics):
     for i, convs in enumerate(zip(*(op.convs for op in ops), strict=True)):
         x = F.relu(x) if i else x
         for parts in zip(*convs, strict=True) if isinstance(convs[0], Stage) else [convs]:
-            weight = torch.cat([conv.weight for conv in parts])
-            if isinstance(parts[0], Conv) and (i or parts is not convs):
+            weight = torch.cat([conv.weight for conv in parts]) if len(ops) > 1 else parts[0].weight
+            if len(ops) > 1 and isinstance(parts[0], Conv) and (i or parts is not convs):
                 # Each has its own input: block diagonal. The zeros cost arithmetic, of which there is plenty.
                 C_out, C_in, *k = parts[0].weight.shape
                 weight = weight.view(len(ops), C_out, 1, C_in, *k) * eye[:, None, :, None, None, None]
