@@ -1,13 +1,14 @@
 """Search for a cell by sampling: random and local search, and their neighborhood-aware forms.
 
     python sample.py --algo rs --bench T.csv                       NA-RS on the NAS-Bench-201 table
-    python sample.py --algo ls --bench T.csv --budget 200          NA-LS
+    python sample.py --algo ls --bench T.csv --budget 200          NA-LS; --algo ea: NA-REA
     python sample.py --algo rs --neighborhood 0 --budget 100 --repeats 500 --bench T.csv    RS, mean and sd
     python sample.py --algo rs --eval train --space darts --budget 50 [flags of train.py]   by training
     torchrun --nproc_per_node 8 sample.py --algo rs --eval train ...    the same, in 8 processes
 
 NA-RS draws architectures and keeps the one with the best g over its neighborhood; NA-LS is a best-first local
-search; with --neighborhood 0 they are RS and LS. They never pay for an architecture twice.
+search, and NA-REA regularised evolution; with --neighborhood 0 they are RS, LS and REA. They never pay for an
+architecture twice.
 
 On a table, --bench, they search one column, whose error is 100 less the accuracy, and report the others. By
 training, --eval train, each architecture is trained by train.py's loop on one part of the images, and its
@@ -49,6 +50,7 @@ from neighborhood import (
     ball_shifts,
     ball_size,
     discrete_neighbors,
+    evolution,
     local_search,
     random_search,
     sample_shifts,
@@ -66,25 +68,26 @@ def parse_args(argv=None):
     add = parser.add_argument
     # fmt: off
     # The method
-    add("--algo", choices=("rs", "ls"), default="rs",
-        help="random or local search; neighborhood-aware unless --neighborhood is 0")
+    add("--algo", choices=("rs", "ls", "ea"), default="rs",
+        help="random search, local search, evolution; neighborhood-aware unless --neighborhood is 0")
     add("--neighborhood", type=within(int, 0, 16), default=1,
-        help="radius d of the neighborhood; 0 is RS or LS")
+        help="radius d of the neighborhood; 0 is RS, LS or REA")
     add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' errors")
     add("--neighbors", type=within(int, 0, 4096), default=0,
         help="neighbors to sample; 0: the whole neighborhood")
-    add("--samples", type=within(int, 1, 1_000_000), help="architectures to draw (rs) or to expand (ls) "
-        "(default: 1000 for rs on a table)")
+    add("--samples", type=within(int, 1, 1_000_000), help="architectures to draw (rs), to expand (ls) or "
+        "children (ea) (default: 1000 for rs on a table)")
     add("--budget", type=within(int, 1, 1_000_000), help="most evaluations, each architecture paid once "
-        "(default: 200 for ls on a table, 100 by training)")
+        "(default: 200 for ls and ea on a table, 100 by training)")
     add("--starts", type=within(int, 1, 1_000_000),
         help="random architectures that ls begins with (default: 2/5 of the budget)")
-    add("--ls_score", choices=("known", "whole"), default="known",
-        help="what NA-LS compares in the end: all it evaluated, or those whose neighborhood it has in full")
     # The evaluator
     add("--space", choices=SPACES, help="search space (default: darts; with --bench nasbench201)")
     add("--bench", help="NAS-Bench-201 accuracies: a CSV file, or a folder of official NATS-Bench files")
     add("--bench_metric", default="cifar10_valid_200", help="the table's column that is searched on")
+    add("--noise", type=within(float, 0, 100), default=0.0,
+        help="standard deviation (points) of an error added to each accuracy that is searched on, drawn anew "
+        "for each repeat; what is reported is without it")
     add("--eval", choices=("train",), help="train each architecture; all other flags are train.py's")
     # The run
     add("--repeats", type=within(int, 1, 100_000), default=1, help="independent repeats")
@@ -169,7 +172,7 @@ def edge_count(space):
 
 
 def method_name(args):
-    return ("NA-" if args.neighborhood else "") + args.algo.upper()
+    return ("NA-" if args.neighborhood else "") + {"ea": "REA"}.get(args.algo, args.algo.upper())
 
 
 def search(args, f, rng, wave=1):
@@ -191,12 +194,23 @@ def search(args, f, rng, wave=1):
         shifts = whole or sample_shifts(E, O, radius, sampled, rng).tolist()
         return discrete_neighbors(arch, shifts, O)
 
+    def mutate(arch):
+        shift = [0] * E
+        shift[torch.randint(E, (1,), generator=rng)] = torch.randint(1, O, (1,), generator=rng).item()
+        return discrete_neighbors(arch, [shift], O)[0]
+
+    def choose(items, k):
+        return [items[i] for i in torch.randint(len(items), (k,), generator=rng).tolist()]
+
     evaluations = Evaluations(f, args.budget)
     if args.algo == "rs":
         found = random_search(evaluations, draw, neighborhood, g, args.samples, wave)
+    elif args.algo == "ls":
+        g = g if args.neighborhood else None
+        found = local_search(evaluations, draw, neighborhood, g, args.starts, args.samples)
     else:
         g = g if args.neighborhood else None
-        found = local_search(evaluations, draw, neighborhood, g, args.starts, args.samples, args.ls_score)
+        found = evolution(evaluations, draw, mutate, choose, neighborhood, g, args.samples)
     if not found:
         raise utils.BadInput(
             f"--budget {args.budget} is spent before any neighborhood is whole: raise it, or lower "
@@ -223,7 +237,7 @@ def search_table(args):
     powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place in the table is ops @ powers
 
     def errors_at(places):
-        found = errors[places]
+        found = searched[places]
         if found.isnan().any():
             raise utils.BadInput(
                 f"{args.bench} has no {args.bench_metric} of {names[places[found.isnan()][0]]}: complete the "
@@ -234,7 +248,10 @@ def search_table(args):
     whole = args.algo == "rs" and args.budget is None and not (args.neighbors and args.neighborhood)
     shifts = ball_shifts(E, O, args.neighborhood)
     rows = []
+    noise_g = utils.generator(args.seed, 5)
     for repeat in tqdm(range(1, args.repeats + 1), unit="repeat", disable=None, leave=False):
+        noise = torch.randn(len(errors), generator=noise_g, dtype=torch.float64) if args.noise else 0.0
+        searched = errors + args.noise * noise
         if whole:  # all draws at once
             drawn = torch.randint(O, (args.samples, E), generator=rng)
             members = table_neighborhoods(drawn, shifts, O)  # (samples, n)

@@ -4,7 +4,7 @@
     python search.py --neighborhood 0 [--unrolled]       plain DARTS, first or second order
     python search.py --dataset folder --data DIR         your images, DIR/train/<class>/
     python search.py --space nasbench201 --bench T.csv   with the table's accuracies of the cell by epoch
-    python search.py --algo rs|ls ...                    random and local search: see sample.py
+    python search.py --algo rs|ls|ea ...                 random and local search, evolution: sample.py
     torchrun --nproc_per_node 4 search.py ...            each process runs its share of neighbors and images
     python search.py --quick                             a minute on a CPU, without any data
 
@@ -40,7 +40,7 @@ import nats_bench
 import utils
 from genotypes import PARAMETER_FREE, SPACES, format_architecture, operations, read_cell
 from model_search import SUPERNETS, running_statistics_kept, weights_held
-from neighborhood import AGGREGATE, PERTURB, neighbors, sample_shifts
+from neighborhood import AGGREGATE, METHODS, PERTURB, RELAX, SETTLED, neighbors, sample_shifts, uphill
 from utils import within
 
 LAYERS = {"darts": 8, "nasbench201": 5}
@@ -66,20 +66,28 @@ def draw_shifts(model, args, epoch, g):
     return sample_shifts(cells * edges, ops, args.neighborhood, n, g)
 
 
-def mixtures(model, shifts, args):
-    """The neighbors' mixture weights, differentiable in alpha: (n, cells, E, O)."""
-    p = model.mixture()
-    return neighbors(p.flatten(0, 1), shifts, args.perturb).view(-1, *p.shape)
+def mixtures(alpha, shifts, args, g, t=0.0):
+    """What neighbors (n, E), as shifts, evaluate: mixture weights (n, cells, E, O), differentiable in alpha.
+    g: generator of what --relax draws. t: the fraction of the search that is done."""
+    p = RELAX[args.relax](alpha, len(shifts), g, t)
+    perturb = "roll" if args.perturb == "ascent" else args.perturb  # whose shifts are those of the center
+    return neighbors(p.flatten(1, 2), shifts, perturb).view(p.shape)
 
 
-def neighborhood_loss(model, x, y, shifts, args, weights=None):
+def by_alpha(alpha, q, by_q, args):
+    """The gradient by alpha from one by mixtures q. As in GDAS, of a sampled architecture only the operations
+    that it has say something."""
+    by_q = by_q * (q != 0) if args.relax == "gumbel" else by_q
+    return torch.autograd.grad(q, alpha, by_q)[0]
+
+
+def neighborhood_loss(model, x, y, q, args, weights=None):
     """g(f(N(a))): the loss of each neighbor on its share of the batch, aggregated.
 
-    x (B, 3, H, W), y (B,), shifts (n, E). weights: a dict to use in place of the supernet's own. Returns a
-    scalar, in nats. Of several processes each gives its own images and neighbors; the mean of their gradients
-    is that of all.
+    x (B, 3, H, W), y (B,); q (n, cells, E, O): the neighbors' mixture weights. weights: a dict to use in
+    place of the supernet's own. Returns a scalar, in nats. Of several processes each gives its own images and
+    neighbors; the mean of their gradients is that of all.
     """
-    q = mixtures(model, shifts, args)
     if args.neighbor_batch == "repeat":
         x, y = x.repeat(len(q), 1, 1, 1), y.repeat(len(q))
     logits = model(x, q) if weights is None else functional_call(model, weights, (x, q))
@@ -93,59 +101,58 @@ def autocast(args, x):
     return torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bf16")
 
 
-def arch_gradient(model, x, y, shifts, args):
-    """First order: the neighborhood loss (nats), and its gradient of alpha's shape."""
+def arch_gradient(model, x, y, q, args):
+    """First order: the neighborhood loss (nats), and its gradient by the mixtures q."""
+    q = q.detach().requires_grad_()
     with running_statistics_kept(model), weights_held(model):
         with autocast(args, x):
-            loss = neighborhood_loss(model, x, y, shifts, args)
-        (gradient,) = torch.autograd.grad(loss, model.alpha)
-    return utils.over_processes([loss.detach(), gradient])
+            loss = neighborhood_loss(model, x, y, q, args)
+        return loss.detach(), *torch.autograd.grad(loss, q)
 
 
 def unrolled_gradient(model, optimizer, train, valid, args, lr, r=0.01):
-    """Second order: the neighborhood loss after one weight step, and its gradient by alpha (DARTS, equations
-    6 to 8).
+    """Second order: the neighborhood loss after one weight step, and its gradients by the mixtures of the
+    weight step and of the architecture step (DARTS, equations 6 to 8).
 
-    train, valid: (x, y, shifts) of the weight step and of the architecture step. optimizer: the weights' SGD,
+    train, valid: (x, y, q) of the weight step and of the architecture step. optimizer: the weights' SGD,
     whose momentum and weight decay the step ahead includes. lr: its learning rate, a tensor. r: length of the
     finite difference that stands for the product of the Hessian and a vector.
     """
     names = [name for name, _ in model.named_parameters() if name != "alpha"]
     weights, group = model.weight_parameters(), optimizer.param_groups[0]
     held = [w.detach() for w in weights]
+    (x, y, q_train), (x_valid, y_valid, q_valid) = train, valid
+    q_train, q_valid = q_train.detach().requires_grad_(), q_valid.detach().requires_grad_()
 
     def train_gradient(values, by):
-        x, y, shifts = train
-        q = mixtures(model, shifts, args)
-        logits = functional_call(model, dict(zip(names, values, strict=True)), (x, q))
-        return utils.over_processes(torch.autograd.grad(F.cross_entropy(logits, y), by))
+        logits = functional_call(model, dict(zip(names, values, strict=True)), (x, q_train))
+        return torch.autograd.grad(F.cross_entropy(logits, y), by)
 
     with running_statistics_kept(model):
         # w' = w - lr (momentum * buffer + grad L_train(w) + weight_decay * w)
         step = torch._foreach_mul([optimizer.state[w]["momentum_buffer"] for w in weights], group["momentum"])
-        torch._foreach_add_(step, train_gradient(weights, weights))
+        torch._foreach_add_(step, utils.over_processes(train_gradient(weights, weights)))
         torch._foreach_add_(step, held, alpha=group["weight_decay"])
         ahead = [w.requires_grad_() for w in torch._foreach_sub(held, torch._foreach_mul(step, lr))]
-        loss = neighborhood_loss(model, *valid, args, dict(zip(names, ahead, strict=True)))
-        loss, by_alpha, *v = utils.over_processes(
-            [loss.detach(), *torch.autograd.grad(loss, [model.alpha, *ahead])]
-        )
+        loss = neighborhood_loss(model, x_valid, y_valid, q_valid, args, dict(zip(names, ahead, strict=True)))
+        by_valid, *v = torch.autograd.grad(loss, [q_valid, *ahead])
+        v = utils.over_processes(v)
         h = r / torch.cat([part.flatten() for part in v]).norm()
         plus, minus = (
-            train_gradient(torch._foreach_add(held, torch._foreach_mul(v, side)), model.alpha)[0]
+            train_gradient(torch._foreach_add(held, torch._foreach_mul(v, side)), q_train)[0]
             for side in (h, -h)
         )
-    return loss, by_alpha - lr * (plus - minus) / (2 * h)
+    return loss.detach(), lr * (minus - plus) / (2 * h), by_valid
 
 
-def weight_gradient(model, x, y, shifts, args):
-    """The training loss (nats) at the center, or on neighbors, each with its share of the batch, and how many
-    images are right, means over the processes. Its gradients by the weights are left in their .grad."""
+def weight_gradient(model, x, y, q, args):
+    """The training loss (nats) under mixtures q, each with its share of the batch, and how many images are
+    right, means over the processes. Its gradients by the weights are left in their .grad."""
     weights = model.weight_parameters()
     for w in weights:
         w.grad = None
     with autocast(args, x):
-        logits = model(x, mixtures(model, shifts, args).detach())
+        logits = model(x, q)
         loss = F.cross_entropy(logits, y)
     loss.backward(inputs=weights)
     right = (logits.argmax(1) == y).sum(dtype=loss.dtype)
@@ -157,9 +164,9 @@ def weight_gradient(model, x, y, shifts, args):
 
 @torch.no_grad()
 def evaluate(model, batches, args):
-    """Loss (nats) and accuracy (percent) of the supernet at its own mixture, in evaluation mode."""
+    """Loss (nats) and accuracy (percent) of the supernet at what it has settled on, in evaluation mode."""
     model.eval()
-    p, loss, correct, images = model.mixture(), 0.0, 0, 0
+    p, loss, correct, images = SETTLED[args.relax](model.alpha), 0.0, 0, 0
     for x, y in batches:
         with autocast(args, x):
             logits = model(x, p)
@@ -183,18 +190,22 @@ def parse_args(argv=None):
     add = parser.add_argument
     # fmt: off
     # The method
-    add("--algo", choices=("darts", "rs", "ls"), default="darts",
-        help="darts: by gradient, neighborhood-aware unless --neighborhood is 0; rs, ls: sample.py's flags")
+    add("--algo", choices=("darts", "rs", "ls", "ea"), default="darts",
+        help="darts: by gradient, neighborhood-aware unless --neighborhood is 0; others: sample.py's flags")
     add("--neighborhood", type=within(int, 0, 28), default=1,
         help="radius d of the neighborhood; 0 is plain DARTS")
     add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' losses")
-    add("--neighbors", type=within(int, 1, 4096), default=16, help="neighbors n, sampled anew each step")
+    add("--neighbors", type=within(int, 1, 4096),
+        help="neighbors n, sampled anew each step; steps of ascent (default: 16; ascent: 1)")
     add("--neighbor_batch", choices=("split", "repeat"), default="split",
         help="split: each neighbor has its share of the batch; repeat: all of it, at n times the cost")
     add("--neighbor_norm", choices=("own", "shared"),
         help="batch norm statistics of each neighbor's images, or of all neighbors' (default: shared in the "
         "darts space where the batch is split, otherwise own)")
-    add("--perturb", choices=PERTURB, default="roll", help="what a neighbor does to a changed edge")
+    add("--perturb", choices=(*PERTURB, "ascent"), default="roll", help="what a neighbor does to a changed "
+        "edge; ascent: it moves up the loss, by the radius in all, in --neighbors steps")
+    add("--relax", choices=RELAX, default="softmax", help="what a step evaluates: the mixture, as DARTS; "
+        "sampled architectures, as GDAS; sampled mixtures, as DrNAS")
     add("--weight_step", choices=("center", "neighbors"), default="center", help="what trains the weights")
     add("--unrolled", action="store_true", help="second order: look one weight step ahead")
     # The supernet
@@ -250,6 +261,8 @@ def parse_args(argv=None):
     args = parser.parse_args(words)
     if args.space is None:
         args.space = "nasbench201" if args.bench else "darts"
+    if args.neighbors is None:
+        args.neighbors = 1 if args.perturb == "ascent" else 16
     if args.neighbor_norm is None:
         split = args.neighbor_batch == "split"
         args.neighbor_norm = "shared" if split and args.space == "darts" else "own"
@@ -259,6 +272,12 @@ def parse_args(argv=None):
         args.layers = LAYERS[args.space]
     check_args(parser, args)
     return args
+
+
+def method_name(args):
+    if args.perturb == "ascent" and args.neighborhood:
+        return "DARTS-ascent"
+    return ("NA-" if args.neighborhood else "") + METHODS[args.relax]
 
 
 def check_args(parser, args):
@@ -277,6 +296,10 @@ def check_args(parser, args):
         parser.error("--amp bf16 drowns the finite difference of --unrolled: leave one of them out")
     if args.resume and args.save not in (None, args.resume):
         parser.error("--resume goes on in its own folder: leave --save out")
+    if args.perturb == "ascent" and (
+        args.unrolled or args.relax != "softmax" or args.weight_step != "center"
+    ):
+        parser.error("--perturb ascent goes with --relax softmax, first order and --weight_step center")
     world = utils.processes()[1]
     if args.batch_size % world or (args.neighborhood and args.neighbors % world):
         parser.error(
@@ -284,7 +307,7 @@ def check_args(parser, args):
             "evenly: choose multiples"
         )
     cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"
-    if args.neighborhood and cut and args.batch_size % args.neighbors:
+    if args.neighborhood and cut and args.perturb != "ascent" and args.batch_size % args.neighbors:
         parser.error(
             f"--batch_size {args.batch_size} cannot be cut into {args.neighbors} equal groups: choose a "
             "number of --neighbors that divides it"
@@ -362,7 +385,7 @@ def main(args):
     if checkpoint:
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
-    method = ("NA-" if args.neighborhood else "") + "DARTS"
+    method = method_name(args)
     args.save = args.resume or args.save or utils.new_run_path("search", f"{method.lower()}-{args.space}")
     method += ", second order" if args.unrolled else ""
     args.save = utils.from_the_first(args.save)
@@ -380,13 +403,16 @@ def main(args):
             f"{world} x {device}, {torch.get_num_threads()} threads; run folder {folder.path}"
         )
 
-    steps = len(weight_batches)
+    steps, alpha, ascent = len(weight_batches), model.alpha, args.perturb == "ascent" and args.neighborhood
     center = torch.zeros(1, model.alpha[..., 0].numel(), dtype=torch.long, device=device)  # as shifts
 
     def draw(epoch):
-        """The shifts of this process's share of the neighbors."""
-        shifts = draw_shifts(model, args, epoch, neighbor_g)
-        return utils.to_device(shifts.chunk(world)[rank] if args.neighborhood else shifts, device)
+        return center if ascent else utils.to_device(draw_shifts(model, args, epoch, neighbor_g), device)
+
+    def mix(shifts, epoch):
+        """The mixtures of this process's share of the neighbors, or that of the center."""
+        q = mixtures(alpha, shifts, args, neighbor_g, (epoch - 1) / args.epochs)
+        return q.chunk(world)[rank] if len(q) > 1 else q
 
     bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=True if rank else None)
     for epoch in range(start + 1, args.epochs + 1):
@@ -403,16 +429,27 @@ def main(args):
 
             # ---- Architecture step: the loss over the neighborhood, on images of the other half ----
             if epoch > args.arch_warmup:
-                [(x_arch, y_arch)], near = next(arch_batches), draw(epoch)
+                [(x_arch, y_arch)], near = next(arch_batches), mix(draw(epoch), epoch)
+                place = alpha.detach()
+                for _ in range(args.neighbors if ascent else 0):  # the neighbor some steps up the loss
+                    (gradient,) = utils.over_processes(
+                        [by_alpha(alpha, near, first(x_arch, y_arch, near)[1], args)]
+                    )
+                    place = uphill(place, gradient, args.neighborhood / args.neighbors)
+                    near = RELAX[args.relax](alpha + (place - alpha.detach()), 1, neighbor_g, 0.0)
                 if args.unrolled:
-                    arch_loss, model.alpha.grad = second(lr_tensor, x, y, shifts, x_arch, y_arch, near)
+                    q = mix(shifts, epoch)
+                    arch_loss, by_q, by_near = second(lr_tensor, x, y, q, x_arch, y_arch, near)
+                    gradient = by_alpha(alpha, q, by_q, args) + by_alpha(alpha, near, by_near, args)
                 else:
-                    arch_loss, model.alpha.grad = first(x_arch, y_arch, near)
+                    arch_loss, by_near = first(x_arch, y_arch, near)
+                    gradient = by_alpha(alpha, near, by_near, args)
+                arch_loss, alpha.grad = utils.over_processes([arch_loss, gradient])
                 arch_optimizer.step()
                 arch_losses.append(arch_loss.clone())
 
             # ---- Weight step: at the center, or on neighbors ----
-            weight_loss, correct = weight_step(x, y, shifts)
+            weight_loss, correct = weight_step(x, y, mix(shifts, epoch).detach())
             torch.nn.utils.clip_grad_norm_(weights, args.grad_clip)
             optimizer.step()
             weight_losses.append(weight_loss.clone())
@@ -497,7 +534,7 @@ def sharpness_and_picture(folder, args, arch, model, arch_set, norm):
 if __name__ == "__main__":
     algo = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     algo.add_argument("--algo", default="darts")
-    if algo.parse_known_args()[0].algo in ("rs", "ls"):  # random and local search
+    if algo.parse_known_args()[0].algo in ("rs", "ls", "ea"):  # sampling
         import sample
 
         utils.run(sample.main, sample.parse_args())

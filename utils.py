@@ -272,12 +272,12 @@ class Replayed:
         if self.graph is None:
             self.record(inputs)
         for mine, given in zip(self.inputs, inputs, strict=True):
-            mine.copy_(given)
+            mine.copy_(given.detach())
         self.graph.replay()
         return self.outputs
 
     def record(self, inputs):
-        self.inputs = [x.clone() for x in inputs]
+        self.inputs = [x.detach().clone() for x in inputs]
         saved = [x.clone() for x in self.state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -40,7 +40,7 @@ import nats_bench
 import utils
 from genotypes import SPACES, Genotype, nasbench201_architectures, operations, parse_architecture
 from model_search import SUPERNETS, running_statistics_kept, weights_held
-from neighborhood import ball_shifts, neighbors
+from neighborhood import METHODS, PERTURB, ball_shifts, neighbors
 
 PICTURES = "pictures-out"  # the folder of pictures that belong to no run
 # Colors safe for colour-blind readers (Okabe and Ito 2008); dashes, for print in black and white
@@ -151,7 +151,9 @@ def method_of(flags):
     if "neighborhood" not in flags:
         return flags["name"]
     radius = f", radius {flags['neighborhood']}" if flags["neighborhood"] > 1 else ""
-    return "NA-" * (flags["neighborhood"] > 0) + "DARTS" + radius + ", second order" * flags["unrolled"]
+    name = "NA-" * (flags["neighborhood"] > 0) + METHODS[flags.get("relax", "softmax")]
+    name = "DARTS-ascent" if flags["perturb"] == "ascent" and flags["neighborhood"] else name
+    return name + radius + ", second order" * flags["unrolled"]
 
 
 def title_of(path, run, width=80):
@@ -402,6 +404,7 @@ def neighborhood_losses(model, batches, perturb):
     simplex that --perturb names: shifts (n, E), the center first, and losses (n,) in nats."""
     p = model.mixture().detach()
     shifts = ball_shifts(p[..., 0].numel(), p.shape[-1], 1)
+    perturb = perturb if perturb in PERTURB else "roll"  # ascent has no such members
     mixtures = neighbors(p.flatten(0, 1), shifts, perturb).view(-1, *p.shape)
     return shifts, losses_at(model, mixtures, batches, "neighbors")
 
