@@ -1,11 +1,13 @@
 """The supernets of the two search spaces.
 
-`model(x, p)` runs images x of shape (B, 3, H, W) under mixture weights p and returns logits (B, classes):
+`model(x, p, used)` runs images x (B, 3, H, W) under mixture weights p and returns logits (B, classes):
 - p of shape (cells, E, O): one mixture for the whole batch, `model.mixture()` for the supernet's own;
 - p of shape (n, cells, E, O): the batch is cut into n equal groups, one after the other, and group k runs
   under p[k]. Each group has its own batch norm statistics, so one pass with n groups is n separate passes, at
   the cost of one: inside, the groups lie side by side in the channels, see model.py. After
   `model.share_statistics(True)` those of all groups together normalise each, in training mode.
+Operations that no group uses, since architectures are discrete, are not computed where `used` (cells, E, O), a
+list, says so: a discrete architecture costs what it has. No gradient by their weights in p arrives then.
 
 The networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang; ICLR 2020).
 Five things are computed otherwise than there, with the same result: `none` costs nothing; what depends on an
@@ -64,13 +66,14 @@ class MixedCell(nn.Module):
     """The nodes of a cell whose edges mix all operations of the space.
 
     strides: a stride for each source node, that of the edges which leave it.
-    forward(states, w): states, the tensors (b, n C, H, W) of the cell's input nodes; w (n, E, O), one mixture
-    for each of n groups side by side. Returns the tensors of all nodes.
+    forward(states, w, used): states, the tensors (b, n C, H, W) of the cell's input nodes; w (n, E, O), one
+    mixture for each of n groups side by side; used (E, O), as lists: which operations to compute, where all
+    groups have weights of 0 for the others, or None. Returns the tensors of all nodes.
     """
 
     def __init__(self, space, C, strides):
         super().__init__()
-        self.C, self.targets = C, [target for _, target in space.edges]
+        self.C, self.strides, self.targets = C, strides, [target for _, target in space.edges]
         # For each source: the edges that leave it
         self.leaving = [[e for e, (s, _) in enumerate(space.edges) if s == i] for i in range(len(strides))]
         self.own = nn.ModuleList()  # for each edge, by operation: those with weights
@@ -100,13 +103,13 @@ class MixedCell(nn.Module):
             for i in range(len(op.norms) if can_go_together(op) else 0)
         ]
 
-    def forward(self, states, w):
-        n, nodes = len(w), dict(enumerate(states))
+    def forward(self, states, w, used=None):
+        n, nodes, blank = len(w), dict(enumerate(states)), set()
         w = w.permute(1, 2, 0).flatten(0, 1)  # (E O, n)
         own = w.index_select(0, self.at_own).split([len(places) for places in self.own_places])
         edges_by_ops = [len(edges) * len(ops) for edges, ops in zip(self.leaving, self.shared, strict=True)]
         shared = w.index_select(0, self.at_shared).split(edges_by_ops)
-        if together := bool(self.norms) and TOGETHER.get(states[0].device.type, False):
+        if together := used is None and bool(self.norms) and TOGETHER.get(states[0].device.type, False):
             norms = [norm for group in self.norms for norm in group]
             before = [[norm.running_mean for norm in norms], [norm.running_var for norm in norms]]
             running = [torch.cat(values) for values in before]
@@ -117,20 +120,25 @@ class MixedCell(nn.Module):
             if together:
                 sums = self.edges_together(nodes[source], source, *weights, statistics)
             else:
-                sums = self.edges_apart(nodes[source], source, *weights)
+                sums = self.edges_apart(nodes[source], source, *weights, used)
             for e, total in zip(edges, sums, strict=True):
                 target = self.targets[e]
-                if target in nodes:
+                if total is None:  # no operation is used: zeros, unless there is something to add
+                    x = nodes[source][:, :, :: self.strides[source], :: self.strides[source]]
+                    blank.update({target} - nodes.keys())
+                    nodes.setdefault(target, torch.zeros_like(x))
+                elif target in nodes and target not in blank:
                     nodes[target] = nodes[target] + total if together else nodes[target].add_(total)
                 else:
+                    blank.discard(target)
                     nodes[target] = total.contiguous(memory_format=layout(total)) if together else total
         if together and self.training and norms[0].momentum:
             for old, new in zip(before, running, strict=True):
                 torch._foreach_copy_(old, new.split(self.C))
         return list(nodes.values())
 
-    def edges_apart(self, x, source, own, shared):
-        """The sums of the edges that leave a source x (b, n C, H, W), a tensor each.
+    def edges_apart(self, x, source, own, shared, used=None):
+        """The sums of the edges that leave a source x (b, n C, H, W), a tensor each, or None.
 
         own: the weights of the operations that have weights of their own, by operation and edge, (o m, n).
         shared: those of the others, (m, K, n).
@@ -141,14 +149,27 @@ class MixedCell(nn.Module):
         scales = own.repeat_interleave(self.C, 1).unbind(0)
         scales = dict(zip(self.own_places[source], scales, strict=True))
         # Operations without weights: one output for all edges
-        outputs = [run_groups(op, x, n) for op in self.shared[source].values()]
-        sums = WeightedSums.apply(shared, *outputs) if outputs else [None] * len(shared)
+        if used is None:
+            outputs = [run_groups(op, x, n) for op in self.shared[source].values()]
+            sums = WeightedSums.apply(shared, *outputs) if outputs else [None] * len(shared)
+        else:
+            sums, outputs = [], {}
+            for e, weights in zip(self.leaving[source], shared, strict=True):
+                total = None
+                for (o, op), w in zip(self.shared[source].items(), weights, strict=True):
+                    if used[e][int(o)]:
+                        outputs[o] = outputs[o] if o in outputs else run_groups(op, x, n)
+                        y = outputs[o] * w.repeat_interleave(self.C)[:, None, None]
+                        total = y if total is None else total + y
+                sums.append(total)
         # Convolutions: what they take, by how it is prepared, and what they add up to
         relu = as_autocast(F.relu(x))
         prepared = {None: relu}
         for e, total in zip(self.leaving[source], sums, strict=True):
             parts = {}
             for o, op in self.own[e].items():
+                if used is not None and not used[e][int(o)]:
+                    continue
                 if op.prepare not in prepared:
                     prepared[op.prepare] = op.prepare(relu)
                 y = op.body(prepared[op.prepare], n, scales[e, o])
@@ -309,10 +330,10 @@ class DartsCell(nn.Module):
         stride = 2 if reduction else 1
         self.mixed = MixedCell(space, C, strides=(stride, stride, 1, 1, 1))
 
-    def forward(self, s0, s1, p):  # p (n, cells, E, O)
+    def forward(self, s0, s1, p, used):  # p (n, cells, E, O)
         n = len(p)
         inputs = [self.preprocess0(s0, n), self.preprocess1(s1, n)]
-        return cat_channels(self.mixed(inputs, p[:, self.kind])[2:], n)
+        return cat_channels(self.mixed(inputs, p[:, self.kind], used and used[self.kind])[2:], n)
 
 
 class DartsSupernet(Supernet):
@@ -335,11 +356,11 @@ class DartsSupernet(Supernet):
             C_prev_prev, C_prev = C_prev, multiplier * C
         self.classifier = nn.Linear(C_prev, classes)
 
-    def forward(self, x, p):
+    def forward(self, x, p, used=None):
         p = p if p.dim() == 4 else p[None]
         s0 = s1 = self.stem_norm(self.stemmed(x, len(p)), len(p))
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, p)
+            s0, s1 = s1, cell(s0, s1, p, used)
         return self.classified(s1, len(p))
 
 
@@ -359,12 +380,12 @@ class NasBench201Supernet(Supernet):
         self.last_norm = BatchNorm(C)
         self.classifier = nn.Linear(C, classes)
 
-    def forward(self, x, p):
+    def forward(self, x, p, used=None):
         p = p if p.dim() == 4 else p[None]
         n = len(p)
         x = self.stem_norm(self.stemmed(x, n), n)
         for block in self.blocks:
-            x = block(x, n) if isinstance(block, ResidualBlock) else block([x], p[:, 0])[-1]
+            x = block(x, n) if isinstance(block, ResidualBlock) else block([x], p[:, 0], used and used[0])[-1]
         return self.classified(F.relu(self.last_norm(x, n)), n)
 
 

@@ -90,11 +90,20 @@ def neighborhood_loss(model, x, y, q, args, weights=None):
     """
     if args.neighbor_batch == "repeat":
         x, y = x.repeat(len(q), 1, 1, 1), y.repeat(len(q))
-    logits = model(x, q) if weights is None else functional_call(model, weights, (x, q))
+    used = operations_used(q, args)
+    logits = model(x, q, used) if weights is None else functional_call(model, weights, (x, q, used))
     losses = F.cross_entropy(logits, y, reduction="none").view(len(q), -1).mean(1)
     if args.neighborhood and args.agg != "mean":
         losses = utils.from_all_processes(losses)
     return AGGREGATE[args.agg](losses)
+
+
+def operations_used(q, args):
+    """Which operations to compute for sampled architectures q, as the supernet takes it; None for all. On a
+    GPU, where a step is one graph, and where processes exchange gradients, it is all."""
+    if args.relax != "gumbel" or args.unrolled or q.device.type != "cpu" or utils.processes()[1] > 1:
+        return None
+    return (q != 0).any(0).tolist()
 
 
 def autocast(args, x):
@@ -125,7 +134,8 @@ def unrolled_gradient(model, optimizer, train, valid, args, lr, r=0.01):
     q_train, q_valid = q_train.detach().requires_grad_(), q_valid.detach().requires_grad_()
 
     def train_gradient(values, by):
-        logits = functional_call(model, dict(zip(names, values, strict=True)), (x, q_train))
+        values = dict(zip(names, values, strict=True))
+        logits = functional_call(model, values, (x, q_train))
         return torch.autograd.grad(F.cross_entropy(logits, y), by)
 
     with running_statistics_kept(model):
@@ -152,10 +162,11 @@ def weight_gradient(model, x, y, q, args):
     for w in weights:
         w.grad = None
     with autocast(args, x):
-        logits = model(x, q)
+        logits = model(x, q, operations_used(q, args))
         loss = F.cross_entropy(logits, y)
     loss.backward(inputs=weights)
     right = (logits.argmax(1) == y).sum(dtype=loss.dtype)
+    weights = [w for w in weights if w.grad is not None]  # of operations that were not used, none arrives
     loss, right, *gradients = utils.over_processes([loss.detach(), right, *(w.grad for w in weights)])
     for w, gradient in zip(weights, gradients, strict=True):
         w.grad = gradient
@@ -167,9 +178,10 @@ def evaluate(model, batches, args):
     """Loss (nats) and accuracy (percent) of the supernet at what it has settled on, in evaluation mode."""
     model.eval()
     p, loss, correct, images = SETTLED[args.relax](model.alpha), 0.0, 0, 0
+    used = operations_used(p[None], args)
     for x, y in batches:
         with autocast(args, x):
-            logits = model(x, p)
+            logits = model(x, p, used)
         loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
         correct += (logits.argmax(1) == y).sum().item()
         images += len(y)
