@@ -6,8 +6,8 @@
   under p[k]. Each group has its own batch norm statistics, so one pass with n groups is n separate passes, at
   the cost of one: inside, the groups lie side by side in the channels, see model.py. After
   `model.share_statistics(True)` those of all groups together normalise each, in training mode.
-Operations that no group uses, since architectures are discrete, are not computed where `used` (cells, E, O), a
-list, says so: a discrete architecture costs what it has. No gradient by their weights in p arrives then.
+Operations that no group uses, since architectures are discrete, are not computed where `used` (cells, E, O),
+as lists, says so: a discrete architecture costs what it has. No gradient by their weights in p arrives then.
 
 The networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang; ICLR 2020).
 Five things are computed otherwise than there, with the same result: `none` costs nothing; what depends on an
