@@ -13,6 +13,7 @@ Sources: DARTS (Liu, Simonyan, Yang; ICLR 2019), NAS-Bench-201 (Dong, Yang; ICLR
 CVPR 2018) and AmoebaNet-A (Real et al.; AAAI 2019).
 """
 
+import argparse
 import ast
 import difflib
 import functools
@@ -142,7 +143,7 @@ AmoebaNet = Genotype(
 # and DARTS_HERE by the same command with --neighborhood 0, on 10,000 CIFAR-10 training images (the first
 # 1,000 of each class, 16 x 16 pixels), on one CPU thread. The supernets' accuracies on the architecture half
 # were 58.76 and 60.92 %. Both are of seed 0, which was settled before any cell was trained. How they do once
-# trained, and what other seeds found, stands in the README.
+# trained, and what other seeds found, stands in RESULTS.md.
 NA_DARTS = Genotype(
     normal=(
         ("sep_conv_3x3", 1), ("dil_conv_3x3", 0),
@@ -473,11 +474,18 @@ def _read_json(path):
         raise ValueError(f"{_short(path, 200)}: {error}") from None
 
 
-if __name__ == "__main__":  # python genotypes.py ARCH [SPACE]: check an architecture and print it
+def main():
+    """Check an architecture and print it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("arch", help="a name, a run folder, a genotype.json, a printed genotype, a string")
+    parser.add_argument("space", nargs="?", choices=SPACES, help="that it has to belong to (default: either)")
+    args = parser.parse_args()
     try:
-        if not 2 <= len(sys.argv) <= 3 or sys.argv[2:] and sys.argv[2] not in SPACES:
-            raise ValueError(f"usage: genotypes.py ARCH [{' | '.join(SPACES)}]")
-        print(format_architecture(parse_architecture(sys.argv[1], *(SPACES[name] for name in sys.argv[2:]))))
+        print(format_architecture(parse_architecture(args.arch, SPACES.get(args.space))))
     except ValueError as error:
         print(f"genotypes.py: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,8 @@ Inputs and outputs are (B, C, H, W); stride 2 halves H and W, rounding up, so od
 
 `NETWORKS[name](C, classes, layers, auxiliary, arch)` builds a network. `network(x, drop_path)` runs images x
 of shape (B, 3, H, W) and returns (logits, auxiliary logits), each (B, classes); the latter are None in
-evaluation mode and without an auxiliary head. drop_path is the probability, a fraction, with which an
-operation's output is dropped for an image in training mode.
+evaluation mode and without an auxiliary head. drop_path is the probability, a number or a tensor, with which
+an operation's output is dropped for an image in training mode, or None.
 
 Operations and networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang;
 ICLR 2020), with as many parameters.
@@ -30,10 +30,10 @@ from genotypes import SPACES, operations
 # channel by channel, batch norm included, keeps the groups apart by itself, in as many calls as one group
 # takes. The modules below are told n; a module that is not made for groups sees them as images of one batch.
 #
-# On a CPU, convolutions are fastest channels last. On CUDA, PyTorch has depthwise kernels of its own for its
-# ordinary layout, in which groups side by side are also images of a batch, without a copy.
+# Channels last is the faster layout on a CPU, and for the supernet on CUDA too; experiments/gpu_check.py
+# measures both. In PyTorch's ordinary layout groups side by side are also images of a batch, without a copy.
 
-LAYOUT = {"cpu": torch.channels_last, "cuda": torch.contiguous_format}
+LAYOUT = {"cpu": torch.channels_last, "cuda": torch.channels_last}
 
 
 def layout(x):
@@ -120,9 +120,9 @@ class Stage(nn.Sequential):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm of n groups side by side, times a factor for each of them.
+    """Batch norm of n groups side by side, times a factor for each of their channels.
 
-    forward(x, n, scale): x (b, n C, H, W), scale (n,) or None. In training mode this is n separate passes,
+    forward(x, n, scale): x (b, n C, H, W), scale (n C,) or None. In training mode this is n separate passes,
     the updates of the running statistics included, whose outputs are multiplied by scale. The factor is
     folded into the weight of the normalisation and costs nothing.
 
@@ -137,34 +137,42 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked = None  # read only where momentum is None
 
     def forward(self, x, n=1, scale=None):
-        C = self.num_features
+        return self.normalise(x, n, scale, self.running_mean, self.running_var)
+
+    def normalise(self, x, n, scale, mean, var):
+        """forward, with running statistics (C,) for the C channels that each group of x has."""
+        if self.training and not self.momentum:
+            mean = var = None
         if n > 1 and self.shared and self.training:
-            x = split_groups(super().forward(merge_groups(x, n)), n)
+            x = F.batch_norm(
+                merge_groups(x, n), mean, var, self.weight, self.bias, True, self.momentum, self.eps
+            )
+            x = split_groups(x, n)
             # Under autocast the product is taken in float32, so that alpha is not rounded to bfloat16.
-            return x if scale is None else (x * scale.repeat_interleave(C)[:, None, None]).to(x.dtype)
-        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
+            return x if scale is None else (x * scale[:, None, None]).to(x.dtype)
+        weight, bias = self.weight, self.bias
         if n > 1:
             weight, bias = (None if value is None else value.repeat(n) for value in (weight, bias))
         if scale is not None:
-            # repeat, not expand: the channels-last backward on CPU misreads a stride of 0 (torch 2.14).
-            scale = scale[:, None].repeat(1, C).flatten()
             weight = scale if weight is None else scale * weight
             bias = None if bias is None else scale * bias
         if n > 1 and self.training:
-            if self.momentum:
-                self.update_running(x.detach(), n)
+            if mean is not None:
+                self.update_running(x.detach(), n, mean, var)
             mean = var = None
         elif n > 1:
             mean, var = mean.repeat(n), var.repeat(n)
         return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
 
-    def update_running(self, x, n):
-        """Update the running statistics as n passes would, one after the other."""
+    def update_running(self, x, n, mean, var):
+        """Update the running statistics as n passes would, one after the other: each is the old value and the
+        n new ones in a weighted sum."""
+        kept = (1 - self.momentum) ** torch.arange(n - 1, -1, -1, device=x.device, dtype=var.dtype)
         new = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3))
-        for running, values in zip((self.running_var, self.running_mean), new, strict=True):
-            for value in values.view(n, -1):
-                # .data, as in batch norm itself: a graph that holds them does not use their values.
-                running.data.lerp_(value, self.momentum)
+        for running, values in zip((var, mean), new, strict=True):
+            # .data, as in batch norm itself: a graph that holds them does not use their values.
+            values = values.view(n, -1).to(running.dtype).T
+            running.data.addmv_(values, kept, beta=(1 - self.momentum) ** n, alpha=self.momentum)
 
 
 class Conv(nn.Conv2d):
@@ -176,11 +184,14 @@ class Conv(nn.Conv2d):
         super().__init__(C_in, C_out, k, stride, padding=k // 2, bias=False)
 
     def forward(self, x, n=1):
-        if n == 1:
-            return super().forward(x)
-        if self.kernel_size != (1, 1) or self.stride != (1, 1):
-            return batch_to_groups(super().forward(groups_to_batch(x, n)), n)
-        return split_groups(super().forward(merge_groups(x, n)), n)
+        return self.convolve(x, n, self.weight)
+
+    def convolve(self, x, n, weight):
+        """forward, with another weight."""
+        if self.kernel_size == (1, 1) and self.stride == (1, 1):
+            return split_groups(F.conv2d(merge_groups(x, n), weight), n)
+        x = F.conv2d(groups_to_batch(x, n), weight, None, self.stride, self.padding)
+        return batch_to_groups(x, n)
 
 
 class ConvOp(nn.Module):
@@ -211,6 +222,39 @@ class ConvOp(nn.Module):
             x = run_groups(conv, x if i == 0 else F.relu(x), n)
             x = norm(x, n, scale if i == last else None)
         return x
+
+
+def can_go_together(op):
+    """Whether `bodies_together` takes operations such as this one."""
+    convs = [conv for stage in op.convs for conv in (stage if isinstance(stage, Stage) else [stage])]
+    return all(isinstance(conv, (Conv, Depthwise)) for conv in convs)
+
+
+def starts_depthwise(op):
+    return isinstance(op.convs[0], Stage) and isinstance(op.convs[0][0], Depthwise)
+
+
+def bodies_together(ops, x, n, scale, eye, statistics):
+    """The bodies of m ConvOps of one kind on one input, in as many calls as one takes: their channels side by
+    side in each group, (b, n m C, H, W).
+
+    x: the prepared input, (b, n C, H, W), or repeated for each of the m if they start with a depthwise
+    convolution. scale (n m C,). eye: the m x m identity. statistics: yields the running mean and variance of
+    the norms of each stage, (m C,), for those of the modules.
+    """
+    for i, convs in enumerate(zip(*(op.convs for op in ops), strict=True)):
+        x = F.relu(x) if i else x
+        for parts in zip(*convs, strict=True) if isinstance(convs[0], Stage) else [convs]:
+            weight = torch.cat([conv.weight for conv in parts]) if len(ops) > 1 else parts[0].weight
+            if len(ops) > 1 and isinstance(parts[0], Conv) and (i or parts is not convs):
+                # Each has its own input: block diagonal. The zeros cost arithmetic, of which there is plenty.
+                C_out, C_in, *k = parts[0].weight.shape
+                weight = weight.view(len(ops), C_out, 1, C_in, *k) * eye[:, None, :, None, None, None]
+                weight = weight.view(len(ops) * C_out, len(ops) * C_in, *k)
+            x = parts[0].convolve(x, n, weight)
+        last = i == len(ops[0].convs) - 1
+        x = ops[0].norms[i].normalise(x, n, scale if last else None, *next(statistics))
+    return x
 
 
 class WideFilters(torch.autograd.Function):
@@ -256,13 +300,16 @@ class Depthwise(nn.Conv2d):
     def __init__(self, C, k, stride):
         super().__init__(C, C, k, stride, padding=k // 2, groups=C, bias=False)
 
-    def forward(self, x, n=1, dilation=1):
+    def forward(self, x, n=1):
+        return self.convolve(x, n, self.weight)
+
+    def convolve(self, x, n, weight, dilation=1):
+        """forward, with another weight, of as many channels as each group of x has."""
         padding = dilation * self.padding[0]
         if not channels_last(x):
             x = groups_to_batch(x, n)
-            y = F.conv2d(x, self.weight, None, self.stride, padding, dilation, self.groups)
-            return batch_to_groups(y, n)
-        weight = self.weight if n == 1 else self.weight.repeat(n, 1, 1, 1)
+            return batch_to_groups(F.conv2d(x, weight, None, self.stride, padding, dilation, len(weight)), n)
+        weight = weight if n == 1 else weight.repeat(n, 1, 1, 1)
         fast = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if fast and dilation == 1 and self.kernel_size == (5, 5):
             return WideFilters.apply(x, weight, self.stride[0])
@@ -278,9 +325,9 @@ class DilatedDepthwise(Depthwise):
     slower on a CPU. forward takes (pictures, dilation) as those two functions give them.
     """
 
-    def forward(self, parts, n=1):
+    def convolve(self, parts, n, weight):
         x, dilation = parts
-        return super().forward(x, n, dilation)
+        return super().convolve(x, n, weight, dilation)
 
 
 def has_phases(x):
@@ -450,7 +497,7 @@ class Cell(nn.Module):
         terms = []
         for op, source in zip(self.ops, self.sources, strict=True):
             term = op(nodes[source])
-            if self.training and p > 0 and not isinstance(op, nn.Identity):
+            if self.training and p is not None and not isinstance(op, nn.Identity):
                 term = drop_path(term, p)
             terms.append(term)
             if len(terms) == 2:
@@ -507,7 +554,7 @@ class CellNetwork(nn.Module):
                 self.auxiliary = AuxiliaryHead(C_prev, classes, last_norm)
         self.classifier = nn.Linear(C_prev, classes)
 
-    def forward(self, x, drop_path=0.0):
+    def forward(self, x, drop_path=None):
         s0 = self.stem0(x.contiguous(memory_format=layout(x)))
         s1 = s0 if self.stem1 is None else self.stem1(s0)
         logits = None
@@ -583,7 +630,7 @@ class NetworkNasBench201(nn.Module):
         self.last_norm = BatchNorm(C)
         self.classifier = nn.Linear(C, classes)
 
-    def forward(self, x, drop_path=0.0):
+    def forward(self, x, drop_path=None):
         x = self.blocks(self.stem(x.contiguous(memory_format=layout(x))))
         return self.classifier(F.relu(self.last_norm(x)).mean((2, 3))), None
 

@@ -1,11 +1,13 @@
 """The supernets of the two search spaces.
 
-`model(x, p)` runs images x of shape (B, 3, H, W) under mixture weights p and returns logits (B, classes):
+`model(x, p, used)` runs images x (B, 3, H, W) under mixture weights p and returns logits (B, classes):
 - p of shape (cells, E, O): one mixture for the whole batch, `model.mixture()` for the supernet's own;
 - p of shape (n, cells, E, O): the batch is cut into n equal groups, one after the other, and group k runs
   under p[k]. Each group has its own batch norm statistics, so one pass with n groups is n separate passes, at
   the cost of one: inside, the groups lie side by side in the channels, see model.py. After
   `model.share_statistics(True)` those of all groups together normalise each, in training mode.
+Operations that no group uses, since architectures are discrete, are not computed where `used` (cells, E, O),
+as lists, says so: a discrete architecture costs what it has. No gradient by their weights in p arrives then.
 
 The networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang; ICLR 2020).
 Five things are computed otherwise than there, with the same result: `none` costs nothing; what depends on an
@@ -29,12 +31,15 @@ from model import (
     ResidualBlock,
     Zero,
     batch_to_groups,
+    bodies_together,
+    can_go_together,
     cat_channels,
     channels_last,
     factorized_reduce,
     layout,
     relu_conv_bn,
     run_groups,
+    starts_depthwise,
 )
 
 
@@ -52,21 +57,28 @@ class NormalisedPool(nn.Module):
         return self.norm(self.pool(x), n)
 
 
+# Whether the edges that leave a node are computed together, by kind of device: fewer and larger calls, which
+# pay on a GPU and not on a CPU.
+TOGETHER = {"cpu": False, "cuda": True}
+
+
 class MixedCell(nn.Module):
     """The nodes of a cell whose edges mix all operations of the space.
 
     strides: a stride for each source node, that of the edges which leave it.
-    forward(states, w): states, the tensors (b, n C, H, W) of the cell's input nodes; w (n, E, O), one mixture
-    for each of n groups side by side. Returns the tensors of all nodes.
+    forward(states, w, used): states, the tensors (b, n C, H, W) of the cell's input nodes; w (n, E, O), one
+    mixture for each of n groups side by side; used (E, O), as lists: which operations to compute, where all
+    groups have weights of 0 for the others, or None. Returns the tensors of all nodes.
     """
 
     def __init__(self, space, C, strides):
         super().__init__()
-        self.edges = space.edges
+        self.C, self.strides, self.targets = C, strides, [target for _, target in space.edges]
+        # For each source: the edges that leave it
+        self.leaving = [[e for e, (s, _) in enumerate(space.edges) if s == i] for i in range(len(strides))]
         self.own = nn.ModuleList()  # for each edge, by operation: those with weights
-        self.shared = nn.ModuleList(
-            nn.ModuleDict() for _ in strides
-        )  # for each source, by operation: those without
+        # for each source, by operation: those without
+        self.shared = nn.ModuleList(nn.ModuleDict() for _ in strides)
         for source, _ in space.edges:
             self.own.append(nn.ModuleDict())
             for o, name in enumerate(space.ops):
@@ -76,33 +88,147 @@ class MixedCell(nn.Module):
                 elif not isinstance(op, Zero) and str(o) not in self.shared[source]:
                     pool = space.name == "darts" and isinstance(op, (nn.MaxPool2d, nn.AvgPool2d))
                     self.shared[source][str(o)] = NormalisedPool(op, C) if pool else op
+        # Where the weights of both kinds stand in a mixture (E O,): by source, by operation and edge
+        self.own_places = [[(e, o) for o in self.own[edges[0]] for e in edges] for edges in self.leaving]
+        shared = [[(e, o) for e in edges for o in self.shared[i]] for i, edges in enumerate(self.leaving)]
+        for name, places in (("at_own", self.own_places), ("at_shared", shared)):
+            at = [e * len(space.ops) + int(o) for of_source in places for e, o in of_source]
+            self.register_buffer(name, torch.tensor(at, dtype=torch.long), persistent=False)
+        self.register_buffer("eye", torch.eye(max(map(len, self.leaving))), persistent=False)
+        # The norms of operations that go together: for each source, operation and stage those of all edges
+        self.norms = [
+            [self.own[e][o].norms[i] for e in edges]
+            for edges in self.leaving
+            for o, op in self.own[edges[0]].items()
+            for i in range(len(op.norms) if can_go_together(op) else 0)
+        ]
 
-    def forward(self, states, w):
-        n, ops = len(w), w.shape[2]
-        mixture = w.permute(1, 2, 0).flatten(0, 1).unbind(0)  # by edge and operation: a weight a group, (n,)
-        nodes = dict(enumerate(states))
-        for source, shared in enumerate(self.shared):
-            x = nodes[source]
-            edges = [e for e, (s, _) in enumerate(self.edges) if s == source]
-            # Operations without weights: one output for all edges that leave the source
-            outputs = [run_groups(op, x, n) for op in shared.values()]
-            weights = [mixture[e * ops + int(o)] for e in edges for o in shared]
-            sums = WeightedSums.apply(torch.stack(weights).view(len(edges), -1, n), *outputs)
-            # Convolutions: what they take, by how it is prepared, and what they add up to
-            relu = F.relu(x)
-            prepared = {None: relu}
+    def forward(self, states, w, used=None):
+        n, nodes, blank = len(w), dict(enumerate(states)), set()
+        w = w.permute(1, 2, 0).flatten(0, 1)  # (E O, n)
+        own = w.index_select(0, self.at_own).split([len(places) for places in self.own_places])
+        edges_by_ops = [len(edges) * len(ops) for edges, ops in zip(self.leaving, self.shared, strict=True)]
+        shared = w.index_select(0, self.at_shared).split(edges_by_ops)
+        if together := used is None and bool(self.norms) and TOGETHER.get(states[0].device.type, False):
+            norms = [norm for group in self.norms for norm in group]
+            before = [[norm.running_mean for norm in norms], [norm.running_var for norm in norms]]
+            running = [torch.cat(values) for values in before]
+            parts = [values.split([self.C * len(group) for group in self.norms]) for values in running]
+            statistics = zip(*parts, strict=True)
+        for source, edges in enumerate(self.leaving):
+            weights = own[source], shared[source].view(len(edges), len(self.shared[source]), n)
+            if together:
+                sums = self.edges_together(nodes[source], source, *weights, statistics)
+            else:
+                sums = self.edges_apart(nodes[source], source, *weights, used)
             for e, total in zip(edges, sums, strict=True):
-                parts = {}
-                for o, op in self.own[e].items():
-                    if op.prepare not in prepared:
-                        prepared[op.prepare] = op.prepare(relu)
-                    y = op.body(prepared[op.prepare], n, mixture[e * ops + int(o)])
-                    parts[op.finish] = parts[op.finish].add_(y) if op.finish in parts else y
-                for finish, y in parts.items():
-                    total = total.add_(finish(y, relu) if finish else y)
-                target = self.edges[e][1]
-                nodes[target] = nodes[target].add_(total) if target in nodes else total
+                target = self.targets[e]
+                if total is None:  # no operation is used: zeros, unless there is something to add
+                    x = nodes[source][:, :, :: self.strides[source], :: self.strides[source]]
+                    blank.update({target} - nodes.keys())
+                    nodes.setdefault(target, torch.zeros_like(x))
+                elif target in nodes and target not in blank:
+                    nodes[target] = nodes[target] + total if together else nodes[target].add_(total)
+                else:
+                    blank.discard(target)
+                    nodes[target] = total.contiguous(memory_format=layout(total)) if together else total
+        if together and self.training and norms[0].momentum:
+            for old, new in zip(before, running, strict=True):
+                torch._foreach_copy_(old, new.split(self.C))
         return list(nodes.values())
+
+    def edges_apart(self, x, source, own, shared, used=None):
+        """The sums of the edges that leave a source x (b, n C, H, W), a tensor each, or None.
+
+        own: the weights of the operations that have weights of their own, by operation and edge, (o m, n).
+        shared: those of the others, (m, K, n).
+        """
+        n = own.shape[1]
+        # A weight a channel, (n C,). Repeated, not expanded: the channels-last backward on a CPU misreads a
+        # stride of 0 (torch 2.14).
+        scales = own.repeat_interleave(self.C, 1).unbind(0)
+        scales = dict(zip(self.own_places[source], scales, strict=True))
+        # Operations without weights: one output for all edges
+        if used is None:
+            outputs = [run_groups(op, x, n) for op in self.shared[source].values()]
+            sums = WeightedSums.apply(shared, *outputs) if outputs else [None] * len(shared)
+        else:
+            sums, outputs = [], {}
+            for e, weights in zip(self.leaving[source], shared, strict=True):
+                total = None
+                for (o, op), w in zip(self.shared[source].items(), weights, strict=True):
+                    if used[e][int(o)]:
+                        outputs[o] = outputs[o] if o in outputs else run_groups(op, x, n)
+                        y = outputs[o] * w.repeat_interleave(self.C)[:, None, None]
+                        total = y if total is None else total + y
+                sums.append(total)
+        # Convolutions: what they take, by how it is prepared, and what they add up to
+        relu = as_autocast(F.relu(x))
+        prepared = {None: relu}
+        for e, total in zip(self.leaving[source], sums, strict=True):
+            parts = {}
+            for o, op in self.own[e].items():
+                if used is not None and not used[e][int(o)]:
+                    continue
+                if op.prepare not in prepared:
+                    prepared[op.prepare] = op.prepare(relu)
+                y = op.body(prepared[op.prepare], n, scales[e, o])
+                parts[op.finish] = parts[op.finish].add_(y) if op.finish in parts else y
+            for finish, y in parts.items():
+                y = finish(y, relu) if finish else y
+                total = y if total is None else total.add_(y)
+            yield total
+
+    def edges_together(self, x, source, own, shared, statistics):
+        """The same, all edges in as many calls as one takes: their channels side by side in each group."""
+        edges, (m, _, n), axis = self.leaving[source], shared.shape, edge_axis(x)
+        total = None
+        for op, w in zip(self.shared[source].values(), shared.unbind(1), strict=True):
+            y, w = by_edge(run_groups(op, x, n), n), w.T[(..., *[None] * (5 - axis))]
+            total = y * w if total is None else torch.addcmul(total, y, w)
+        relu = as_autocast(F.relu(x))
+        wide = join_edges(torch.cat([by_edge(relu, n)] * m, axis))
+        prepared, parts = {}, {}
+        for o, w in zip(self.own[edges[0]], own.view(len(self.own[edges[0]]), m, n), strict=True):
+            ops = [self.own[e][o] for e in edges]
+            prepare, finish = ops[0].prepare, ops[0].finish
+            scale = w.T[..., None].repeat(1, 1, self.C)  # (n, m, C), copied as above
+            if key := can_go_together(ops[0]) and (prepare, starts_depthwise(ops[0])):
+                if key not in prepared:
+                    base = wide if key[1] else relu
+                    prepared[key] = prepare(base) if prepare else base
+                y = bodies_together(ops, prepared[key], n, scale.flatten(), self.eye[:m, :m], statistics)
+            else:
+                base = prepare(relu) if prepare else relu
+                scales = scale.transpose(0, 1).reshape(m, -1)
+                ys = [op.body(base, n, one) for op, one in zip(ops, scales, strict=True)]
+                y = join_edges(torch.cat([by_edge(y, n) for y in ys], axis))
+            parts[finish] = parts[finish].add_(y) if finish in parts else y
+        for finish, y in parts.items():
+            y = by_edge(finish(y, relu) if finish else y, n, m)
+            total = y if total is None else total.add_(y)
+        return [join_edges(part.unsqueeze(axis)) for part in total.unbind(axis)]
+
+
+def as_autocast(x):
+    """x in autocast's type, once for all convolutions that take it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def edge_axis(x):
+    return 4 if channels_last(x) else 2
+
+
+def by_edge(x, n, m=1):
+    """Channels of n groups and m edges, (b, n m C, H, W), as axes of their own: (b, H, W, n, m, C) channels
+    last, otherwise (b, n, m, C, H, W)."""
+    return x.permute(0, 2, 3, 1).unflatten(3, (n, m, -1)) if channels_last(x) else x.unflatten(1, (n, m, -1))
+
+
+def join_edges(x):
+    """The way back from `by_edge`."""
+    return x.flatten(3).permute(0, 3, 1, 2) if channels_last(x) else x.flatten(1, 3)
 
 
 class WeightedSums(torch.autograd.Function):
@@ -115,7 +241,8 @@ class WeightedSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights, *tensors):
         ctx.save_for_backward(weights, *tensors)
-        return tuple(_weighted_sum(row, tensors) for row in weights)
+        wide = _by_channel(weights, tensors[0])
+        return tuple(_weighted_sum(row, tensors) for row in wide)
 
     @staticmethod
     def backward(ctx, *gradients):
@@ -125,16 +252,19 @@ class WeightedSums(torch.autograd.Function):
             by_weights = [_dot(g, x, weights.shape[2]) for g in gradients for x in tensors]
             by_weights = torch.stack(by_weights).view(weights.shape)
         if any(ctx.needs_input_grad[1:]):
-            by_tensors = [_weighted_sum(column, gradients) for column in weights.unbind(1)]
+            wide = _by_channel(weights, tensors[0])
+            by_tensors = [_weighted_sum(column, gradients) for column in wide.unbind(1)]
         return by_weights, *by_tensors
 
 
+def _by_channel(weights, x):
+    """Weights (m, K, n) of groups as (m, K, n C, 1, 1), or (m, K, 1, 1, 1) of one group."""
+    n = weights.shape[2]
+    return (weights if n == 1 else weights.repeat_interleave(x.shape[1] // n, 2))[..., None, None]
+
+
 def _weighted_sum(weights, tensors):
-    """Weights (K, n), K tensors: their sum."""
-    K, n = weights.shape
-    if n > 1:
-        weights = weights.repeat_interleave(tensors[0].shape[1] // n, 1)
-    weights = weights.view(K, 1, -1, 1, 1)
+    """Weights (K, n C, 1, 1), K tensors: their sum."""
     total = weights[0] * tensors[0]
     for weight, x in zip(weights[1:], tensors[1:], strict=True):
         total.addcmul_(weight, x)
@@ -147,7 +277,11 @@ def _dot(x, y, n):
         dtype = torch.promote_types(x.dtype, y.dtype)  # under autocast they differ
         order = (0, 2, 3, 1) if channels_last(x) else (0, 1, 2, 3)
         return torch.dot(*(value.permute(order).flatten().to(dtype) for value in (x, y)))
-    return (x * y).sum((0, 2, 3)).view(n, -1).sum(1)
+    return (
+        (x * y).sum((0, 2, 3)).view(n, -1).sum(1)
+        if channels_last(x)
+        else (x * y).view(len(x), n, -1).sum((0, 2))
+    )
 
 
 class Supernet(nn.Module):
@@ -196,10 +330,10 @@ class DartsCell(nn.Module):
         stride = 2 if reduction else 1
         self.mixed = MixedCell(space, C, strides=(stride, stride, 1, 1, 1))
 
-    def forward(self, s0, s1, p):  # p (n, cells, E, O)
+    def forward(self, s0, s1, p, used):  # p (n, cells, E, O)
         n = len(p)
         inputs = [self.preprocess0(s0, n), self.preprocess1(s1, n)]
-        return cat_channels(self.mixed(inputs, p[:, self.kind])[2:], n)
+        return cat_channels(self.mixed(inputs, p[:, self.kind], used and used[self.kind])[2:], n)
 
 
 class DartsSupernet(Supernet):
@@ -222,11 +356,11 @@ class DartsSupernet(Supernet):
             C_prev_prev, C_prev = C_prev, multiplier * C
         self.classifier = nn.Linear(C_prev, classes)
 
-    def forward(self, x, p):
+    def forward(self, x, p, used=None):
         p = p if p.dim() == 4 else p[None]
         s0 = s1 = self.stem_norm(self.stemmed(x, len(p)), len(p))
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, p)
+            s0, s1 = s1, cell(s0, s1, p, used)
         return self.classified(s1, len(p))
 
 
@@ -246,12 +380,12 @@ class NasBench201Supernet(Supernet):
         self.last_norm = BatchNorm(C)
         self.classifier = nn.Linear(C, classes)
 
-    def forward(self, x, p):
+    def forward(self, x, p, used=None):
         p = p if p.dim() == 4 else p[None]
         n = len(p)
         x = self.stem_norm(self.stemmed(x, n), n)
         for block in self.blocks:
-            x = block(x, n) if isinstance(block, ResidualBlock) else block([x], p[:, 0])[-1]
+            x = block(x, n) if isinstance(block, ResidualBlock) else block([x], p[:, 0], used and used[0])[-1]
         return self.classified(F.relu(self.last_norm(x, n)), n)
 
 

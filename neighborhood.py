@@ -116,12 +116,64 @@ PERTURB = {"roll": roll, "move": move, "replace": replace}
 def neighbors(p, shifts, perturb="roll"):
     """The neighbors of an architecture, differentiable in it.
 
-    p: (E, O) probabilities. shifts: (n, E) from `ball_shifts` or `sample_shifts`; or a batch of both, (B, 1,
-    E, O) and (B, n, E). perturb: a key of PERTURB. Returns (n, E, O), or (B, n, E, O): on edges with shift 0
-    the rows of p, on the others the perturbed rows.
+    p: (E, O) probabilities, or (n, E, O), one for each neighbor. shifts: (n, E) from `ball_shifts` or
+    `sample_shifts`; or a batch of both, (B, 1, E, O) and (B, n, E). perturb: a key of PERTURB. Returns (n, E,
+    O), or (B, n, E, O): on edges with shift 0 the rows of p, on the others the perturbed rows.
     """
     shifts = shifts.to(p.device)
     return torch.where(shifts[..., None] == 0, p, PERTURB[perturb](p, shifts))
+
+
+# Relaxations: what a step evaluates in place of the architecture parameters alpha (..., E, O). Each gives n
+# mixtures (n, ..., E, O), differentiable in alpha. generator: of the CPU. t: the fraction of the search that
+# is done, from 0 to 1.
+
+
+def softmax(alpha, n, generator, t):
+    """DARTS (Liu et al., ICLR 2019): the mixture softmax(alpha) itself, n times."""
+    return alpha.softmax(-1).expand(n, *alpha.shape)
+
+
+def gumbel(alpha, n, generator, t):
+    """GDAS (Dong, Yang; CVPR 2019): architectures drawn from softmax(alpha), one-hot, by Gumbel's trick. The
+    gradient is straight-through: that of the soft sample at a temperature which falls from 10 to 0.1, as
+    there. It is biased."""
+    noise = -(-torch.rand(n, *alpha.shape, generator=generator).clamp(1e-20).log()).log()
+    soft = ((alpha.log_softmax(-1) + noise.to(alpha)) / (10 - 9.9 * t)).softmax(-1)
+    return F.one_hot(soft.argmax(-1), alpha.shape[-1]).to(soft) + (soft - soft.detach())
+
+
+def dirichlet(alpha, n, generator, t):
+    """DrNAS (Chen et al., ICLR 2021): mixtures drawn from Dirichlet(elu(alpha) + 1), with the pathwise
+    gradient through the gamma variables that make it up. On a GPU, alpha is waited for."""
+    gamma = torch._standard_gamma((F.elu(alpha) + 1).cpu().expand(n, *alpha.shape), generator=generator)
+    return (gamma / gamma.sum(-1, keepdim=True)).to(alpha)
+
+
+RELAX = {"softmax": softmax, "gumbel": gumbel, "dirichlet": dirichlet}
+METHODS = {"softmax": "DARTS", "gumbel": "GDAS", "dirichlet": "DrNAS"}  # of radius 0
+
+# What a search has settled on, (..., E, O): the mixture, the likeliest architecture, the mean mixture.
+SETTLED = {
+    "softmax": lambda alpha: alpha.softmax(-1),
+    "gumbel": lambda alpha: F.one_hot(alpha.argmax(-1), alpha.shape[-1]).to(alpha),
+    "dirichlet": lambda alpha: F.normalize(F.elu(alpha) + 1, 1, -1),
+}
+
+
+def uphill(alpha, gradient, length, halvings=20):
+    """alpha moved along a gradient until softmax(alpha) has moved by a total variation distance of `length`,
+    as found by bisection; less where a step of size 1,000 does not get so far. alpha, gradient: (..., E, O).
+
+    The neighbor of A2M (Gambella et al., 2026): to first order the worst one of a ball.
+    """
+    p, direction = alpha.softmax(-1), gradient / gradient.norm().clamp(min=1e-30)
+    low, high = torch.zeros_like(direction.sum()), torch.full_like(direction.sum(), 1000.0)
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        far = (p - (alpha + middle * direction).softmax(-1)).abs().sum() / 2 > length
+        low, high = torch.where(far, low, middle), torch.where(far, middle, high)
+    return alpha + low * direction
 
 
 # Aggregations g over dimension 0: values (n, ...), errors or losses, lower is better. Returns (...).
@@ -214,17 +266,15 @@ def random_search(evaluations, draw, neighborhood, g, samples=None, wave=1):
     return scores
 
 
-def local_search(evaluations, draw, neighborhood, g, starts, samples=None, score="known"):
+def local_search(evaluations, draw, neighborhood, g, starts, samples=None):
     """NA-LS: best-first local search. A few random starts are evaluated; then, again and again, the best
     architecture not yet expanded is expanded: all its neighborhood is evaluated.
 
     Arguments as those of random_search; neighborhood may not be the architecture alone. g: None is plain LS,
     whose scores are the errors of all that was evaluated. starts: how many random architectures to begin
     with. samples: how many to expand, or None with a budget. The rest of a budget goes to a part of the last
-    neighborhood. Of equal errors the first evaluated is expanded first.
-    score: what is compared in the end. "whole": g over the neighborhoods of what was expanded. "known": of
-    all that was evaluated, half its error and half g over the known part of its neighborhood, to which five
-    times the mean of all known errors is added, so that few known neighbors say little.
+    neighborhood. Of equal errors the first evaluated is expanded first. Where four or more were expanded,
+    their scores are g over their neighborhoods, which are whole; where fewer were, those of `known_scores`.
     Returns a dict of scores by architecture, in order: the first of the lowest is the answer.
     """
     known, expanded = evaluations.known, {}
@@ -245,12 +295,41 @@ def local_search(evaluations, draw, neighborhood, g, starts, samples=None, score
         expanded[arch] = around
     if g is None:
         return dict(known)
-    if score == "whole":
+    if len(expanded) >= 4:
         return {a: g(evaluations(around)).item() for a, around in expanded.items()}
+    return known_scores(known, lambda a: expanded.get(a) or neighborhood(a), g)
+
+
+def evolution(evaluations, draw, mutate, choose, neighborhood, g, samples=None, population=10, tournament=3):
+    """NA-REA: regularised evolution (Real et al., AAAI 2019; sizes as AutoDL-Projects has them for
+    NAS-Bench-201). A population of random architectures; then, again and again, the best of a few drawn from
+    it has a mutated child, which takes the place of the oldest.
+
+    Arguments as those of random_search. mutate: function that draws a neighbor of an architecture.
+    choose: function of a list and a number that draws so many of it, with replacement. g: None is
+    plain REA, whose scores are the errors of all that was evaluated; otherwise they are `known_scores`.
+    samples: how many children, or None with a budget. Returns a dict of scores by architecture, in order.
+    """
+    alive, known, made, parent = [], evaluations.known, 0, None
+    most = 100 * evaluations.budget if samples is None else population + samples
+    while made < most and evaluations.left():
+        arch = draw() if made < population else mutate(parent)
+        alive, made = [*alive, arch][-population:], made + 1
+        evaluations([arch])
+        parent = min(choose(alive, tournament), key=known.get)
+    return dict(known) if g is None else known_scores(known, neighborhood, g)
+
+
+def known_scores(known, neighborhood, g):
+    """Scores of all that was evaluated: half its error, and half g over the known part of its neighborhood,
+    to which five times the mean of all known errors is added, so that few known neighbors say little.
+
+    known: dict of errors by architecture. Returns a dict of the same keys.
+    """
     prior = [sum(known.values()) / len(known)] * 5
     lengths = {}  # those with as many known neighbors are scored together
     for a in known:
-        part = [known[b] for b in expanded.get(a) or neighborhood(a) if b in known]
+        part = [known[b] for b in neighborhood(a) if b in known]
         lengths.setdefault(len(part), {})[a] = part + prior
     around = {}
     for group in lengths.values():

@@ -1,13 +1,15 @@
 """Search for a cell by sampling: random and local search, and their neighborhood-aware forms.
 
     python sample.py --algo rs --bench T.csv                       NA-RS on the NAS-Bench-201 table
-    python sample.py --algo ls --bench T.csv --budget 200          NA-LS
+    python sample.py --algo ls --bench T.csv --budget 200          NA-LS; --algo ea: NA-REA
     python sample.py --algo rs --neighborhood 0 --budget 100 --repeats 500 --bench T.csv    RS, mean and sd
     python sample.py --algo rs --eval train --space darts --budget 50 [flags of train.py]   by training
     torchrun --nproc_per_node 8 sample.py --algo rs --eval train ...    the same, in 8 processes
+    python sample.py --algo ls --eval supernet --space darts [flags of train.py]            by weight sharing
 
 NA-RS draws architectures and keeps the one with the best g over its neighborhood; NA-LS is a best-first local
-search; with --neighborhood 0 they are RS and LS. They never pay for an architecture twice.
+search, and NA-REA regularised evolution; with --neighborhood 0 they are RS, LS and REA. They never pay for an
+architecture twice.
 
 On a table, --bench, they search one column, whose error is 100 less the accuracy, and report the others. By
 training, --eval train, each architecture is trained by train.py's loop on one part of the images, and its
@@ -24,16 +26,19 @@ import shlex
 import statistics
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 import nats_bench
 import train
 import utils
 from genotypes import (
     SPACES,
+    Genotype,
     discrete_ops,
     format_architecture,
     from_indices,
@@ -43,12 +48,14 @@ from genotypes import (
     random_architecture,
     to_indices,
 )
+from model_search import SUPERNETS, running_statistics_kept
 from neighborhood import (
     AGGREGATE,
     Evaluations,
     ball_shifts,
     ball_size,
     discrete_neighbors,
+    evolution,
     local_search,
     random_search,
     sample_shifts,
@@ -57,7 +64,10 @@ from neighborhood import (
 from utils import within
 
 # What may change on --resume
-MAY_DIFFER = "samples budget save resume training".split()
+MAY_DIFFER = "samples budget save resume training bench".split()
+LAYERS = {"darts": 8, "nasbench201": 1}  # of a supernet
+# On the supernet: held-out images of an evaluation; neighborhoods that are compared with the table
+IMAGES, CENTERS = 500, 50
 
 
 def parse_args(argv=None):
@@ -66,26 +76,31 @@ def parse_args(argv=None):
     add = parser.add_argument
     # fmt: off
     # The method
-    add("--algo", choices=("rs", "ls"), default="rs",
-        help="random or local search; neighborhood-aware unless --neighborhood is 0")
+    add("--algo", choices=("rs", "ls", "ea"), default="rs",
+        help="random search, local search, evolution; neighborhood-aware unless --neighborhood is 0")
     add("--neighborhood", type=within(int, 0, 16), default=1,
-        help="radius d of the neighborhood; 0 is RS or LS")
+        help="radius d of the neighborhood; 0 is RS, LS or REA")
     add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' errors")
     add("--neighbors", type=within(int, 0, 4096), default=0,
         help="neighbors to sample; 0: the whole neighborhood")
-    add("--samples", type=within(int, 1, 1_000_000), help="architectures to draw (rs) or to expand (ls) "
-        "(default: 1000 for rs on a table)")
+    add("--samples", type=within(int, 1, 1_000_000), help="architectures to draw (rs), to expand (ls) or "
+        "children (ea) (default: 1000 for rs on a table)")
     add("--budget", type=within(int, 1, 1_000_000), help="most evaluations, each architecture paid once "
-        "(default: 200 for ls on a table, 100 by training)")
+        "(default: 200 for ls and ea on a table, 100 by training)")
     add("--starts", type=within(int, 1, 1_000_000),
         help="random architectures that ls begins with (default: 2/5 of the budget)")
-    add("--ls_score", choices=("known", "whole"), default="known",
-        help="what NA-LS compares in the end: all it evaluated, or those whose neighborhood it has in full")
     # The evaluator
     add("--space", choices=SPACES, help="search space (default: darts; with --bench nasbench201)")
     add("--bench", help="NAS-Bench-201 accuracies: a CSV file, or a folder of official NATS-Bench files")
     add("--bench_metric", default="cifar10_valid_200", help="the table's column that is searched on")
-    add("--eval", choices=("train",), help="train each architecture; all other flags are train.py's")
+    add("--noise", type=within(float, 0, 100), default=0.0,
+        help="standard deviation (points) of an error added to each accuracy that is searched on, drawn anew "
+        "for each repeat; what is reported is without it")
+    add("--eval", choices=("train", "supernet"), help="train each architecture, or one supernet on which all "
+        "are evaluated; all other flags are train.py's (default: the table)")
+    add("--supernet", metavar="RUN", help="a run whose supernet to use (default: train one)")
+    add("--supernet_error", choices=("loss", "top1"), default="loss",
+        help="error on the supernet: loss, or top-1 error on held-out images")
     # The run
     add("--repeats", type=within(int, 1, 100_000), default=1, help="independent repeats")
     add("--seed", type=within(int, 0, 2**31), default=2, help="seed of everything random")
@@ -130,15 +145,17 @@ def check_args(parser, args):
     edges = edge_count(space)
     if args.neighborhood > edges:
         parser.error(f"--neighborhood {args.neighborhood}: an architecture of {args.space} has {edges} edges")
-    if bool(args.bench) == bool(args.eval):
-        parser.error("give one evaluator: --bench FILE, a table, or --eval train")
+    if not args.bench and not args.eval or args.bench and args.eval == "train":
+        parser.error("give one evaluator: --bench FILE, a table, or --eval train or supernet")
+    if args.supernet and args.eval != "supernet":
+        parser.error("--supernet goes with --eval supernet")
     if args.bench and args.space != "nasbench201":
         parser.error("--bench holds NAS-Bench-201 architectures: give --space nasbench201")
     if args.resume and not args.eval:
         parser.error("a search on a table takes seconds and is not resumed: run it anew")
     if args.resume and args.save not in (None, args.resume):
         parser.error("--resume goes on in its own folder: leave --save out")
-    if utils.processes()[1] > 1 and not args.eval:
+    if utils.processes()[1] > 1 and args.eval != "train":
         parser.error("torchrun shares the work of --eval train alone: run this in one process")
     if args.starts and args.budget and args.starts > args.budget:
         parser.error(f"--starts {args.starts} is more than the --budget {args.budget}")
@@ -156,11 +173,15 @@ def check_args(parser, args):
 
 
 def training_args(args):
-    """The flags of train.py with which --eval trains an architecture of the space."""
+    """The flags of train.py with which --eval trains an architecture of the space, or a supernet: of that,
+    each of the pieces of a batch (--accumulate) trains an architecture."""
     arch = format_architecture(random_architecture(SPACES[args.space], torch.Generator()))
+    defaults = dict(epochs=12, valid_portion=0.5)
+    if args.eval == "supernet":
+        defaults |= dict(epochs=50, batch_size=128, accumulate=4, learning_rate=0.1, auxiliary=False)
+        defaults |= dict(drop_path_prob=0.0, layers=LAYERS[args.space], init_channels=16, cutout=False)
     # Processes share the architectures, and not their batches.
-    words = [f"--arch={arch}", f"--seed={args.seed}", *args.training]
-    return train.parse_args(words, 1, epochs=12, valid_portion=0.5)
+    return train.parse_args([f"--arch={arch}", f"--seed={args.seed}", *args.training], 1, **defaults)
 
 
 def edge_count(space):
@@ -169,7 +190,7 @@ def edge_count(space):
 
 
 def method_name(args):
-    return ("NA-" if args.neighborhood else "") + args.algo.upper()
+    return ("NA-" if args.neighborhood else "") + {"ea": "REA"}.get(args.algo, args.algo.upper())
 
 
 def search(args, f, rng, wave=1):
@@ -191,12 +212,23 @@ def search(args, f, rng, wave=1):
         shifts = whole or sample_shifts(E, O, radius, sampled, rng).tolist()
         return discrete_neighbors(arch, shifts, O)
 
+    def mutate(arch):
+        shift = [0] * E
+        shift[torch.randint(E, (1,), generator=rng)] = torch.randint(1, O, (1,), generator=rng).item()
+        return discrete_neighbors(arch, [shift], O)[0]
+
+    def choose(items, k):
+        return [items[i] for i in torch.randint(len(items), (k,), generator=rng).tolist()]
+
     evaluations = Evaluations(f, args.budget)
     if args.algo == "rs":
         found = random_search(evaluations, draw, neighborhood, g, args.samples, wave)
+    elif args.algo == "ls":
+        g = g if args.neighborhood else None
+        found = local_search(evaluations, draw, neighborhood, g, args.starts, args.samples)
     else:
         g = g if args.neighborhood else None
-        found = local_search(evaluations, draw, neighborhood, g, args.starts, args.samples, args.ls_score)
+        found = evolution(evaluations, draw, mutate, choose, neighborhood, g, args.samples)
     if not found:
         raise utils.BadInput(
             f"--budget {args.budget} is spent before any neighborhood is whole: raise it, or lower "
@@ -223,7 +255,7 @@ def search_table(args):
     powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place in the table is ops @ powers
 
     def errors_at(places):
-        found = errors[places]
+        found = searched[places]
         if found.isnan().any():
             raise utils.BadInput(
                 f"{args.bench} has no {args.bench_metric} of {names[places[found.isnan()][0]]}: complete the "
@@ -234,7 +266,10 @@ def search_table(args):
     whole = args.algo == "rs" and args.budget is None and not (args.neighbors and args.neighborhood)
     shifts = ball_shifts(E, O, args.neighborhood)
     rows = []
+    noise_g = utils.generator(args.seed, 5)
     for repeat in tqdm(range(1, args.repeats + 1), unit="repeat", disable=None, leave=False):
+        noise = torch.randn(len(errors), generator=noise_g, dtype=torch.float64) if args.noise else 0.0
+        searched = errors + args.noise * noise
         if whole:  # all draws at once
             drawn = torch.randint(O, (args.samples, E), generator=rng)
             members = table_neighborhoods(drawn, shifts, O)  # (samples, n)
@@ -279,7 +314,7 @@ def report_found(args, metric, names, rows, folder, training=()):
     for name, column in columns.items():
         if column["mean"] is not None:
             spread = "" if column["std"] is None else f" +- {column['std']:.2f}"
-            folder.log(f"  {name} {column['mean']:.2f}{spread} %")
+            folder.log(f"  {name} {column['mean']:.2f}{spread} {'nats' if name.endswith('loss') else '%'}")
     folder.log(f"train it with: {shlex.join(['python', 'train.py', '--arch', folder.path, *training])}")
 
 
@@ -291,7 +326,7 @@ def report_found(args, metric, names, rows, folder, training=()):
 def search_trained(args):
     """Repeats by training. Processes under torchrun share the architectures."""
     flags = training_args(args)
-    rank, world, device = utils.join_processes(flags.device, timedelta(days=30))
+    rank, world, device = utils.join_processes(flags.device, "gloo", timedelta(days=30))
     space, column = SPACES[args.space], f"{flags.dataset}_valid_{flags.epochs}"
     path = args.resume or args.save
     path = path or utils.new_run_path("sample", f"{method_name(args).lower()}-{args.space}")
@@ -372,6 +407,139 @@ def trained_accuracy(flags, batches, held_out, data, device, folder):
     return scores["top1"]
 
 
+# ------------------------------------------------------------------------------------------------------------
+# On a supernet
+# ------------------------------------------------------------------------------------------------------------
+
+
+def one_hot(arch, space):
+    """An architecture as the supernet takes it: weights (1, cells, E, O), and the operations used."""
+    p = torch.zeros(1, len(space.cells), len(space.edges), len(space.ops))
+    if isinstance(arch, Genotype):
+        for cell, pairs in enumerate((arch.normal, arch.reduce)):
+            for i, (op, source) in enumerate(pairs):
+                p[0, cell, space.edges.index((source, i // 2 + 2)), space.ops.index(op)] = 1
+    else:
+        for edge, op in enumerate(operations(arch)):
+            p[0, 0, edge, space.ops.index(op)] = 1
+    return p, (p[0] > 0).tolist()
+
+
+class OnePath(torch.nn.Module):
+    """A supernet, each pass of which trains an architecture drawn uniformly with g."""
+
+    def __init__(self, supernet, g):
+        super().__init__()
+        self.supernet, self.g = supernet, g
+
+    def forward(self, x, drop_path=None):
+        p, used = one_hot(random_architecture(self.supernet.space, self.g), self.supernet.space)
+        return self.supernet(x, p.to(x.device), used), None
+
+
+def search_supernet(args):
+    """Repeats on one supernet, whose weights are shared by all architectures: their error is that on held-out
+    images with these weights and the statistics of the batch."""
+    checkpoint = utils.load_checkpoint(args.supernet) if args.supernet else None
+    flags = training_args(args) if checkpoint is None else Namespace(**checkpoint["args"])
+    device, space = utils.device_of(flags.device), SPACES[args.space]
+    table = nats_bench.load_table(args.bench) if args.bench else None
+    name = f"{method_name(args).lower()}-{args.space}-supernet"
+    args.save = args.resume or args.save or utils.new_run_path("sample", name)
+    size = flags.batch_size // flags.accumulate
+    parts = [slice(i * size, (i + 1) * size) for i in range(flags.accumulate)]
+    batches, held_out, data = train.load_train(
+        flags, device, parts, utils.generator(args.seed, 1), slice(None)
+    )
+    torch.manual_seed(args.seed)  # the first weights
+    supernet = SUPERNETS[args.space](flags.init_channels, flags.layers, len(data["classes"])).to(device)
+    folder = utils.RunFolder(args.save, args)
+    if checkpoint is None:
+        checkpoint = train_supernet(args, flags, supernet, batches, folder)
+    utils.restore({"model": supernet, "batches": batches}, checkpoint)
+    chosen = torch.cat(held_out.parts)
+    chosen = chosen[torch.randperm(len(chosen), generator=utils.generator(args.seed, 6))[:IMAGES]]
+    x, y = utils.normalise(held_out.images[chosen], **held_out.normalisation), held_out.labels[chosen]
+    known = {}  # loss (nats) and top-1 accuracy (percent) by architecture, as tuples of indices
+
+    def f(archs):
+        for arch in archs:
+            if arch not in known:
+                p, used = one_hot(from_indices(space, arch), space)
+                with torch.no_grad(), running_statistics_kept(supernet):
+                    logits = supernet(x, p.to(device), used)
+                top1 = 100 * (logits.argmax(1) == y).float().mean().item()
+                known[arch] = F.cross_entropy(logits, y).item(), top1
+        return [known[a][0] if args.supernet_error == "loss" else 100 - known[a][1] for a in archs]
+
+    rows, rng, columns = [], utils.generator(args.seed, 4), ["supernet_loss", "supernet_top1"]
+    for repeat in range(1, args.repeats + 1):
+        found, score, paid = search(args, f, rng)
+        f([found])  # of sampled neighbors the center need not be one
+        arch = format_architecture(from_indices(space, found))
+        row = {"repeat": repeat, "arch": arch, "score": score, "evaluations": paid}
+        rows.append(row | dict(zip(columns, known[found], strict=True)) | nats_bench.accuracies(table, arch))
+    data_flags = ["--dataset", flags.dataset, "--data", flags.data, "--image_size", str(flags.image_size)]
+    training = ["--quick"] if flags.quick else data_flags
+    report_found(args, args.supernet_error, [*columns, *(table or ())], rows, folder, training)
+    if table:
+        folder.log(rank_correlations(args, f, table))
+
+
+def train_supernet(args, flags, supernet, batches, folder):
+    """Train a supernet on architectures drawn uniformly, or what is left of it: returns its checkpoint."""
+    from tqdm import tqdm
+
+    g = utils.generator(args.seed, 7)
+    net = OnePath(supernet, g)
+    optimizer = torch.optim.SGD(
+        supernet.weight_parameters(), flags.learning_rate, flags.momentum,
+        weight_decay=flags.weight_decay, nesterov=flags.nesterov,
+    )  # fmt: skip
+    parts = dict(model=supernet, optimizer=optimizer, batches=batches, paths=utils.GeneratorState(g))
+    rows, path = [], folder.file("checkpoint.pt")
+    if args.resume and os.path.exists(path):
+        checkpoint = utils.load_checkpoint(path)
+        utils.restore(parts, checkpoint)
+        rows = checkpoint["rows"]
+        folder.log(f"resumed after epoch {len(rows)} of {flags.epochs} of the supernet")
+    scaler, total = torch.amp.GradScaler(enabled=False), flags.epochs * len(batches)
+    with tqdm(total=total, initial=len(rows) * len(batches), unit="step", disable=None, leave=False) as bar:
+        for epoch in range(len(rows) + 1, flags.epochs + 1):
+            lr, loss, top1 = train.train_epoch(
+                net, optimizer, batches, flags, epoch, bar, path, nullcontext, scaler
+            )
+            rows.append({"epoch": epoch, "learning_rate": lr, "train_loss": loss, "train_top1": top1})
+            folder.save(parts, epoch, rows, flags)
+            folder.log(f"epoch {epoch} of the supernet: train loss {loss:.4f} top-1 {top1:.2f} %")
+    return utils.load_checkpoint(path)
+
+
+def rank_correlations(args, f, table):
+    """How the supernet ranks architectures of the table, as text: Spearman's correlation of its errors with
+    the table's, and for centers of neighborhoods that of their own error and of g over the neighborhood."""
+    space, rng = SPACES[args.space], utils.generator(args.seed, 8)
+    E, O = len(space.edges), len(space.ops)  # noqa: E741
+    shifts, g = ball_shifts(E, O, 1).tolist(), AGGREGATE[args.agg]
+    truth = 100 - table[args.bench_metric]
+    place = lambda arch: (torch.tensor(arch) @ (O ** torch.arange(E - 1, -1, -1))).item()
+    centers = [tuple(torch.randint(O, (E,), generator=rng).tolist()) for _ in range(CENTERS)]
+    balls = [discrete_neighbors(arch, shifts, O) for arch in centers]
+    errors = torch.tensor([f(ball) for ball in balls], dtype=torch.float64)  # (CENTERS, 25)
+    members = list({arch for ball in balls for arch in ball})
+
+    def correlation(values, archs):
+        ranks = torch.stack([values, truth[[place(arch) for arch in archs]]]).argsort(1).argsort(1).double()
+        return torch.corrcoef(ranks)[0, 1].item()
+
+    of_all = correlation(torch.tensor(f(members), dtype=torch.float64), members)
+    return (
+        f"rank correlation with {args.bench_metric}: {of_all:.3f} over {len(members)} architectures; over "
+        f"{CENTERS} centers {correlation(errors[:, 0], centers):.3f} by their own error, "
+        f"{correlation(g(errors.T), centers):.3f} by g over their neighborhoods"
+    )
+
+
 def csv_line(evaluation):
     arch, value = evaluation
     return f'"{arch}",{value!r}\n'
@@ -396,7 +564,7 @@ def read_evaluations(path, column, space):
 def main(args):
     if args.save and not args.resume:
         utils.check_free(args.save)
-    search_trained(args) if args.eval else search_table(args)
+    {None: search_table, "train": search_trained, "supernet": search_supernet}[args.eval](args)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python search.py --neighborhood 0 [--unrolled]       plain DARTS, first or second order
     python search.py --dataset folder --data DIR         your images, DIR/train/<class>/
     python search.py --space nasbench201 --bench T.csv   with the table's accuracies of the cell by epoch
-    python search.py --algo rs|ls ...                    random and local search: see sample.py
+    python search.py --algo rs|ls|ea ...                 random and local search, evolution: sample.py
+    torchrun --nproc_per_node 4 search.py ...            each process runs its share of neighbors and images
     python search.py --quick                             a minute on a CPU, without any data
 
 DARTS (Liu, Simonyan, Yang; ICLR 2019) trains the weights of a supernet on one half of the training set, and
@@ -39,16 +40,16 @@ import nats_bench
 import utils
 from genotypes import PARAMETER_FREE, SPACES, format_architecture, operations, read_cell
 from model_search import SUPERNETS, running_statistics_kept, weights_held
-from neighborhood import AGGREGATE, PERTURB, neighbors, sample_shifts
+from neighborhood import AGGREGATE, METHODS, PERTURB, RELAX, SETTLED, neighbors, sample_shifts, uphill
 from utils import within
 
 LAYERS = {"darts": 8, "nasbench201": 5}
 QUICK = dict(
-    dataset="shapes", image_size=16, space="nasbench201", init_channels=8, layers=1, epochs=5, batch_size=64,
-    learning_rate=0.1, arch_learning_rate=0.01,
+    dataset="shapes", image_size=16, space="nasbench201", init_channels=8, layers=1, epochs=4, batch_size=64,
+    learning_rate=0.1, arch_learning_rate=0.03,
 )  # fmt: skip
 # What may change on --resume
-MAY_DIFFER = "epochs resume save device data bench report_freq quick".split()
+MAY_DIFFER = "epochs resume save device data bench graph report_freq quick".split()
 SHARPNESS_IMAGES = 64
 
 
@@ -65,100 +66,128 @@ def draw_shifts(model, args, epoch, g):
     return sample_shifts(cells * edges, ops, args.neighborhood, n, g)
 
 
-def mixtures(model, shifts, args):
-    """The neighbors' mixture weights, differentiable in alpha: (n, cells, E, O)."""
-    p = model.mixture()
-    return neighbors(p.flatten(0, 1), shifts, args.perturb).view(-1, *p.shape)
+def mixtures(alpha, shifts, args, g, t=0.0):
+    """What neighbors (n, E), as shifts, evaluate: mixture weights (n, cells, E, O), differentiable in alpha.
+    g: generator of what --relax draws. t: the fraction of the search that is done."""
+    p = RELAX[args.relax](alpha, len(shifts), g, t)
+    perturb = "roll" if args.perturb == "ascent" else args.perturb  # whose shifts are those of the center
+    return neighbors(p.flatten(1, 2), shifts, perturb).view(p.shape)
 
 
-def neighborhood_loss(model, x, y, shifts, args, weights=None):
+def by_alpha(alpha, q, by_q, args):
+    """The gradient by alpha from one by mixtures q. As in GDAS, of a sampled architecture only the operations
+    that it has say something."""
+    by_q = by_q * (q != 0) if args.relax == "gumbel" else by_q
+    return torch.autograd.grad(q, alpha, by_q)[0]
+
+
+def neighborhood_loss(model, x, y, q, args, weights=None):
     """g(f(N(a))): the loss of each neighbor on its share of the batch, aggregated.
 
-    x (B, 3, H, W), y (B,), shifts (n, E). weights: a dict to use in place of the supernet's own. Returns a
-    scalar, in nats.
+    x (B, 3, H, W), y (B,); q (n, cells, E, O): the neighbors' mixture weights. weights: a dict to use in
+    place of the supernet's own. Returns a scalar, in nats. Of several processes each gives its own images and
+    neighbors; the mean of their gradients is that of all.
     """
-    q = mixtures(model, shifts, args)
     if args.neighbor_batch == "repeat":
         x, y = x.repeat(len(q), 1, 1, 1), y.repeat(len(q))
-    logits = model(x, q) if weights is None else functional_call(model, weights, (x, q))
+    used = operations_used(q, args)
+    logits = model(x, q, used) if weights is None else functional_call(model, weights, (x, q, used))
     losses = F.cross_entropy(logits, y, reduction="none").view(len(q), -1).mean(1)
+    if args.neighborhood and args.agg != "mean":
+        losses = utils.from_all_processes(losses)
     return AGGREGATE[args.agg](losses)
 
 
-def autocast(args, device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16")
+def operations_used(q, args):
+    """Which operations to compute for sampled architectures q, as the supernet takes it; None for all. On a
+    GPU, where a step is one graph, and where processes exchange gradients, it is all."""
+    if args.relax != "gumbel" or args.unrolled or q.device.type != "cpu" or utils.processes()[1] > 1:
+        return None
+    return (q != 0).any(0).tolist()
 
 
-def arch_gradient(model, x, y, shifts, args):
-    """First order: the neighborhood loss (nats), and its gradient of alpha's shape."""
+def autocast(args, x):
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bf16")
+
+
+def arch_gradient(model, x, y, q, args):
+    """First order: the neighborhood loss (nats), and its gradient by the mixtures q."""
+    q = q.detach().requires_grad_()
     with running_statistics_kept(model), weights_held(model):
-        with autocast(args, x.device):
-            loss = neighborhood_loss(model, x, y, shifts, args)
-        (gradient,) = torch.autograd.grad(loss, model.alpha)
-    return loss.detach(), gradient
+        with autocast(args, x):
+            loss = neighborhood_loss(model, x, y, q, args)
+        return loss.detach(), *torch.autograd.grad(loss, q)
 
 
-def unrolled_gradient(model, optimizer, train, valid, args, r=0.01):
-    """Second order: the neighborhood loss after one weight step, and its gradient by alpha (DARTS, equations
-    6 to 8).
+def unrolled_gradient(model, optimizer, train, valid, args, lr, r=0.01):
+    """Second order: the neighborhood loss after one weight step, and its gradients by the mixtures of the
+    weight step and of the architecture step (DARTS, equations 6 to 8).
 
-    train, valid: (x, y, shifts) of the weight step and of the architecture step. optimizer: the weights' SGD,
-    whose momentum and weight decay the step ahead includes. r: length of the finite difference that stands
-    for the product of the Hessian and a vector.
+    train, valid: (x, y, q) of the weight step and of the architecture step. optimizer: the weights' SGD,
+    whose momentum and weight decay the step ahead includes. lr: its learning rate, a tensor. r: length of the
+    finite difference that stands for the product of the Hessian and a vector.
     """
     names = [name for name, _ in model.named_parameters() if name != "alpha"]
-    weights = model.weight_parameters()
-    group = optimizer.param_groups[0]
+    weights, group = model.weight_parameters(), optimizer.param_groups[0]
+    held = [w.detach() for w in weights]
+    (x, y, q_train), (x_valid, y_valid, q_valid) = train, valid
+    q_train, q_valid = q_train.detach().requires_grad_(), q_valid.detach().requires_grad_()
 
     def train_gradient(values, by):
-        x, y, shifts = train
-        q = mixtures(model, shifts, args)
-        logits = functional_call(model, dict(zip(names, values, strict=True)), (x, q))
+        values = dict(zip(names, values, strict=True))
+        logits = functional_call(model, values, (x, q_train))
         return torch.autograd.grad(F.cross_entropy(logits, y), by)
 
     with running_statistics_kept(model):
-        ahead = []  # w' = w - lr (momentum * buffer + grad L_train(w) + weight_decay * w)
-        for w, gradient in zip(weights, train_gradient(weights, weights), strict=True):
-            buffer = optimizer.state[w].get("momentum_buffer", 0.0)
-            step = group["momentum"] * buffer + gradient + group["weight_decay"] * w.detach()
-            ahead.append((w.detach() - group["lr"] * step).requires_grad_())
-        loss = neighborhood_loss(model, *valid, args, dict(zip(names, ahead, strict=True)))
-        *v, by_alpha = torch.autograd.grad(loss, [*ahead, model.alpha])
+        # w' = w - lr (momentum * buffer + grad L_train(w) + weight_decay * w)
+        step = torch._foreach_mul([optimizer.state[w]["momentum_buffer"] for w in weights], group["momentum"])
+        torch._foreach_add_(step, utils.over_processes(train_gradient(weights, weights)))
+        torch._foreach_add_(step, held, alpha=group["weight_decay"])
+        ahead = [w.requires_grad_() for w in torch._foreach_sub(held, torch._foreach_mul(step, lr))]
+        loss = neighborhood_loss(model, x_valid, y_valid, q_valid, args, dict(zip(names, ahead, strict=True)))
+        by_valid, *v = torch.autograd.grad(loss, [q_valid, *ahead])
+        v = utils.over_processes(v)
         h = r / torch.cat([part.flatten() for part in v]).norm()
         plus, minus = (
-            train_gradient(
-                [w.detach() + side * part for w, part in zip(weights, v, strict=True)], model.alpha
-            )
+            train_gradient(torch._foreach_add(held, torch._foreach_mul(v, side)), q_train)[0]
             for side in (h, -h)
         )
-    return loss.detach(), by_alpha - group["lr"] * (plus[0] - minus[0]) / (2 * h)
+    return loss.detach(), lr * (minus - plus) / (2 * h), by_valid
 
 
-def weight_gradient(model, x, y, shifts, args):
-    """The training loss at the center, or on neighbors, each with its share of the batch, and how many images
-    are right. Its gradients by the weights are left in their .grad."""
+def weight_gradient(model, x, y, q, args):
+    """The training loss (nats) under mixtures q, each with its share of the batch, and how many images are
+    right, means over the processes. Its gradients by the weights are left in their .grad."""
     weights = model.weight_parameters()
     for w in weights:
         w.grad = None
-    with autocast(args, x.device):
-        logits = model(x, mixtures(model, shifts, args).detach())
+    with autocast(args, x):
+        logits = model(x, q, operations_used(q, args))
         loss = F.cross_entropy(logits, y)
     loss.backward(inputs=weights)
-    return loss.detach(), (logits.argmax(1) == y).sum()
+    right = (logits.argmax(1) == y).sum(dtype=loss.dtype)
+    weights = [w for w in weights if w.grad is not None]  # of operations that were not used, none arrives
+    loss, right, *gradients = utils.over_processes([loss.detach(), right, *(w.grad for w in weights)])
+    for w, gradient in zip(weights, gradients, strict=True):
+        w.grad = gradient
+    return loss, right
 
 
 @torch.no_grad()
 def evaluate(model, batches, args):
-    """Loss (nats) and accuracy (percent) of the supernet at its own mixture, in evaluation mode."""
+    """Loss (nats) and accuracy (percent) of the supernet at what it has settled on, in evaluation mode."""
     model.eval()
-    p, loss, correct, images = model.mixture(), 0.0, 0, 0
+    p, loss, correct, images = SETTLED[args.relax](model.alpha), 0.0, 0, 0
+    used = operations_used(p[None], args)
     for x, y in batches:
-        with autocast(args, x.device):
-            logits = model(x, p)
+        with autocast(args, x):
+            logits = model(x, p, used)
         loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
         correct += (logits.argmax(1) == y).sum().item()
         images += len(y)
     model.train()
+    total = torch.tensor([loss, correct, images], dtype=torch.float64, device=model.alpha.device)
+    loss, correct, images = utils.over_processes([total])[0].tolist()
     return loss / images, 100 * correct / images
 
 
@@ -173,18 +202,22 @@ def parse_args(argv=None):
     add = parser.add_argument
     # fmt: off
     # The method
-    add("--algo", choices=("darts", "rs", "ls"), default="darts",
-        help="darts: by gradient, neighborhood-aware unless --neighborhood is 0; rs, ls: sample.py's flags")
+    add("--algo", choices=("darts", "rs", "ls", "ea"), default="darts",
+        help="darts: by gradient, neighborhood-aware unless --neighborhood is 0; others: sample.py's flags")
     add("--neighborhood", type=within(int, 0, 28), default=1,
         help="radius d of the neighborhood; 0 is plain DARTS")
     add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' losses")
-    add("--neighbors", type=within(int, 1, 4096), default=16, help="neighbors n, sampled anew each step")
+    add("--neighbors", type=within(int, 1, 4096),
+        help="neighbors n, sampled anew each step; steps of ascent (default: 16; ascent: 1)")
     add("--neighbor_batch", choices=("split", "repeat"), default="split",
         help="split: each neighbor has its share of the batch; repeat: all of it, at n times the cost")
     add("--neighbor_norm", choices=("own", "shared"),
         help="batch norm statistics of each neighbor's images, or of all neighbors' (default: shared in the "
         "darts space where the batch is split, otherwise own)")
-    add("--perturb", choices=PERTURB, default="roll", help="what a neighbor does to a changed edge")
+    add("--perturb", choices=(*PERTURB, "ascent"), default="roll", help="what a neighbor does to a changed "
+        "edge; ascent: it moves up the loss, by the radius in all, in --neighbors steps")
+    add("--relax", choices=RELAX, default="softmax", help="what a step evaluates: the mixture, as DARTS; "
+        "sampled architectures, as GDAS; sampled mixtures, as DrNAS")
     add("--weight_step", choices=("center", "neighbors"), default="center", help="what trains the weights")
     add("--unrolled", action="store_true", help="second order: look one weight step ahead")
     # The supernet
@@ -220,11 +253,13 @@ def parse_args(argv=None):
     add("--seed", type=within(int, 0, 2**40), default=2, help="seed of everything random")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
     add("--amp", choices=("none", "bf16"), default="none", help="autocast the supernet to this type")
+    add("--graph", action=argparse.BooleanOptionalAction, default=True,
+        help="on CUDA, record each step as a graph and replay it; --no-graph to debug")
     add("--report_freq", type=within(int, 1, 1_000_000), default=50, help="steps between looks at the loss")
     add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--quick", action="store_true",
-        help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
+        help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items()))
     # fmt: on
     words = list(sys.argv[1:] if argv is None else argv)
     first = parser.parse_known_args(words)[0]
@@ -238,6 +273,8 @@ def parse_args(argv=None):
     args = parser.parse_args(words)
     if args.space is None:
         args.space = "nasbench201" if args.bench else "darts"
+    if args.neighbors is None:
+        args.neighbors = 1 if args.perturb == "ascent" else 16
     if args.neighbor_norm is None:
         split = args.neighbor_batch == "split"
         args.neighbor_norm = "shared" if split and args.space == "darts" else "own"
@@ -247,6 +284,12 @@ def parse_args(argv=None):
         args.layers = LAYERS[args.space]
     check_args(parser, args)
     return args
+
+
+def method_name(args):
+    if args.perturb == "ascent" and args.neighborhood:
+        return "DARTS-ascent"
+    return ("NA-" if args.neighborhood else "") + METHODS[args.relax]
 
 
 def check_args(parser, args):
@@ -265,8 +308,18 @@ def check_args(parser, args):
         parser.error("--amp bf16 drowns the finite difference of --unrolled: leave one of them out")
     if args.resume and args.save not in (None, args.resume):
         parser.error("--resume goes on in its own folder: leave --save out")
+    if args.perturb == "ascent" and (
+        args.unrolled or args.relax != "softmax" or args.weight_step != "center"
+    ):
+        parser.error("--perturb ascent goes with --relax softmax, first order and --weight_step center")
+    world = utils.processes()[1]
+    if args.batch_size % world or (args.neighborhood and args.neighbors % world):
+        parser.error(
+            f"{world} processes cannot share --batch_size {args.batch_size} and --neighbors {args.neighbors} "
+            "evenly: choose multiples"
+        )
     cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"
-    if args.neighborhood and cut and args.batch_size % args.neighbors:
+    if args.neighborhood and cut and args.perturb != "ascent" and args.batch_size % args.neighbors:
         parser.error(
             f"--batch_size {args.batch_size} cannot be cut into {args.neighbors} equal groups: choose a "
             "number of --neighbors that divides it"
@@ -281,8 +334,13 @@ def check_args(parser, args):
 def main(args):
     from tqdm import tqdm
 
-    # Device, data, generators. Each source of random numbers is its own seeded stream.
-    device = utils.device_of(args.device)
+    # Device and precision are decided here once. TF32 would spoil the second order's finite difference.
+    rank, world, device = utils.join_processes(args.device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = not args.unrolled
+
+    # Data, generators. Each source of random numbers is its own seeded stream.
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
         utils.check_same_run(args, checkpoint["args"], MAY_DIFFER, checkpoint["epoch"])
@@ -293,10 +351,18 @@ def main(args):
     table = nats_bench.load_table(args.bench) if args.bench else None
     images, labels, classes, weight_half, arch_half, norm = utils.load_halves(args)
     images, labels = images.to(device), labels.to(device)
+    size = args.batch_size // world
+    share, all_of_it = [slice(rank * size, (rank + 1) * size)], [slice(None)]
     augmentation = dict(pad=args.image_size // 8, cutout=args.image_size // 2 if args.cutout else 0, **norm)
-    weight_batches = utils.Batches(images, labels, weight_half, args.batch_size, weight_g, **augmentation)
-    arch_batches = utils.Batches(images, labels, arch_half, args.batch_size, arch_g, **augmentation)
-    arch_set = utils.InOrder(images, labels, arch_half, args.batch_size, **norm)
+    weight_batches = utils.Batches(
+        images, labels, weight_half, args.batch_size, weight_g, share, **augmentation
+    )
+    arch_share = all_of_it if args.neighbor_batch == "repeat" else share
+    arch_batches = utils.Batches(
+        images, labels, arch_half, args.batch_size, arch_g, arch_share, **augmentation
+    )
+    evaluated = 1024 if device.type == "cuda" else args.batch_size
+    arch_set = utils.InOrder(images, labels, arch_half[rank::world], evaluated, **norm)
 
     # Supernet and optimizers
     space = SPACES[args.space]
@@ -309,6 +375,16 @@ def main(args):
     arch_optimizer = torch.optim.Adam(
         [model.alpha], args.arch_learning_rate, betas=(0.5, 0.999), weight_decay=args.arch_weight_decay
     )
+    for w in weights:  # there from the start, for the second order
+        optimizer.state[w]["momentum_buffer"] = torch.zeros_like(w)
+
+    # The steps as functions of tensors, which a GPU replays
+    first = lambda *batch: arch_gradient(model, *batch, args)
+    second = lambda lr, *both: unrolled_gradient(model, optimizer, both[:3], both[3:], args, lr)
+    weight_step = lambda *batch: weight_gradient(model, *batch, args)
+    if device.type == "cuda" and args.graph:
+        first, second = utils.Replayed(first), utils.Replayed(second)
+        weight_step = utils.Replayed(weight_step, model.buffers())
 
     # The run folder, and what a checkpoint holds besides its epoch: alpha at the start and after each epoch,
     # (1 + epochs, cells, E, O), is what visualize.py draws
@@ -321,10 +397,12 @@ def main(args):
     if checkpoint:
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
-    method = ("NA-" if args.neighborhood else "") + "DARTS"
+    method = method_name(args)
     args.save = args.resume or args.save or utils.new_run_path("search", f"{method.lower()}-{args.space}")
     method += ", second order" if args.unrolled else ""
-    folder = utils.RunFolder(args.save, args)
+    args.save = utils.from_the_first(args.save)
+    utils.wait_for_processes()  # no process looks for a checkpoint that another has just written
+    folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:
         folder.log_resumed(checkpoint, args)
         if start == args.epochs and os.path.exists(folder.file("result.json")):
@@ -334,41 +412,60 @@ def main(args):
         folder.log(
             f"{method}, space {args.space}: supernet of {sum(w.numel() for w in weights):,} weights; "
             f"{args.dataset}: {len(weight_half):,} + {len(arch_half):,} images, {len(classes)} classes; "
-            f"{device}, {torch.get_num_threads()} threads; run folder {folder.path}"
+            f"{world} x {device}, {torch.get_num_threads()} threads; run folder {folder.path}"
         )
 
-    steps = len(weight_batches)
-    center = torch.zeros(1, model.alpha[..., 0].numel(), dtype=torch.long)  # as shifts: none on any edge
-    bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=None)
+    steps, alpha, ascent = len(weight_batches), model.alpha, args.perturb == "ascent" and args.neighborhood
+    center = torch.zeros(1, model.alpha[..., 0].numel(), dtype=torch.long, device=device)  # as shifts
+
+    def draw(epoch):
+        return center if ascent else utils.to_device(draw_shifts(model, args, epoch, neighbor_g), device)
+
+    def mix(shifts, epoch):
+        """The mixtures of this process's share of the neighbors, or that of the center."""
+        q = mixtures(alpha, shifts, args, neighbor_g, (epoch - 1) / args.epochs)
+        return q.chunk(world)[rank] if len(q) > 1 else q
+
+    bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=True if rank else None)
     for epoch in range(start + 1, args.epochs + 1):
         started = time.perf_counter()
         cosine = (1 + math.cos(math.pi * (epoch - 1) / args.epochs)) / 2
         lr = args.learning_rate_min + (args.learning_rate - args.learning_rate_min) * cosine
         optimizer.param_groups[0]["lr"] = lr
-        weight_losses, arch_losses, correct = [], [], 0
+        lr_tensor = torch.tensor(lr, device=device)
+        weight_losses, arch_losses, right = [], [], []
         for step in range(1, steps + 1):
             [(x, y)], shifts = next(weight_batches), center
             if args.weight_step == "neighbors":
-                shifts = draw_shifts(model, args, epoch, neighbor_g)
+                shifts = draw(epoch)
 
             # ---- Architecture step: the loss over the neighborhood, on images of the other half ----
             if epoch > args.arch_warmup:
-                [(x_arch, y_arch)], near = next(arch_batches), draw_shifts(model, args, epoch, neighbor_g)
+                [(x_arch, y_arch)], near = next(arch_batches), mix(draw(epoch), epoch)
+                place = alpha.detach()
+                for _ in range(args.neighbors if ascent else 0):  # the neighbor some steps up the loss
+                    (gradient,) = utils.over_processes(
+                        [by_alpha(alpha, near, first(x_arch, y_arch, near)[1], args)]
+                    )
+                    place = uphill(place, gradient, args.neighborhood / args.neighbors)
+                    near = RELAX[args.relax](alpha + (place - alpha.detach()), 1, neighbor_g, 0.0)
                 if args.unrolled:
-                    train, valid = (x, y, shifts), (x_arch, y_arch, near)
-                    arch_loss, gradient = unrolled_gradient(model, optimizer, train, valid, args)
+                    q = mix(shifts, epoch)
+                    arch_loss, by_q, by_near = second(lr_tensor, x, y, q, x_arch, y_arch, near)
+                    gradient = by_alpha(alpha, q, by_q, args) + by_alpha(alpha, near, by_near, args)
                 else:
-                    arch_loss, gradient = arch_gradient(model, x_arch, y_arch, near, args)
-                model.alpha.grad = gradient
+                    arch_loss, by_near = first(x_arch, y_arch, near)
+                    gradient = by_alpha(alpha, near, by_near, args)
+                arch_loss, alpha.grad = utils.over_processes([arch_loss, gradient])
                 arch_optimizer.step()
-                arch_losses.append(arch_loss)
+                arch_losses.append(arch_loss.clone())
 
             # ---- Weight step: at the center, or on neighbors ----
-            weight_loss, right = weight_gradient(model, x, y, shifts, args)
+            weight_loss, correct = weight_step(x, y, mix(shifts, epoch).detach())
             torch.nn.utils.clip_grad_norm_(weights, args.grad_clip)
             optimizer.step()
-            weight_losses.append(weight_loss)
-            correct += right
+            weight_losses.append(weight_loss.clone())
+            right.append(correct.clone())
 
             bar.update()
             if step % args.report_freq == 0 or step == steps:  # not each step: a look makes a GPU wait
@@ -378,6 +475,9 @@ def main(args):
                 bar.set_postfix(zip(("weight_loss", "arch_loss"), losses[:, -1].tolist(), strict=False))
 
         # ---- The architecture half at the center, the cell so far, a checkpoint ----
+        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        for buffer, mean in zip(statistics, utils.over_processes(statistics), strict=True):
+            buffer.copy_(mean)  # each process has seen its own images
         valid_loss, valid_accuracy = evaluate(model, arch_set, args)
         utils.check_finite_state(model, valid_loss, where, folder.file("checkpoint.pt"))
         arch = read_cell(space, model.mixture())
@@ -386,7 +486,7 @@ def main(args):
             "epoch": epoch,
             "learning_rate": lr,
             "weight_loss": torch.stack(weight_losses).mean().item(),
-            "weight_accuracy": 100 * correct.item() / (steps * args.batch_size),
+            "weight_accuracy": 100 * torch.stack(right).double().mean().item() / size,
             "neighborhood_loss": torch.stack(arch_losses).mean().item() if arch_losses else math.nan,
             "arch_loss": valid_loss,
             "arch_accuracy": valid_accuracy,
@@ -411,6 +511,9 @@ def main(args):
             found = nats_bench.accuracies(table, arch).items()
             folder.log("  table: " + ", ".join(f"{n} {v:.2f}" for n, v in found if v is not None))
     bar.close()
+    utils.leave_processes()
+    if rank:
+        return
     folder.write_genotype(arch := read_cell(space, model.mixture()))
     result = {"algo": method, "arch": format_architecture(arch), "metrics": rows[-1]}
     result["sharpness"] = sharpness_and_picture(folder, args, arch, model, (images, labels, arch_half), norm)
@@ -422,16 +525,11 @@ def main(args):
 
 
 def sharpness_and_picture(folder, args, arch, model, arch_set, norm):
-    """cell.png, and how sharp the surroundings of what was found are: a dict, or None where matplotlib or
-    memory does not suffice. arch_set: images, labels, and the index of the half that alpha was trained on."""
-    try:
-        import visualize
-    except ImportError as error:
-        return folder.log(f"no cell.png and no sharpness: {error}")
-    try:
-        visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
-    except ImportError as error:
-        folder.log(f"no cell.png: {error}")
+    """cell.png, and how sharp the surroundings of what was found are: a dict, or None where memory does not
+    suffice. arch_set: images, labels, and the index of the half that alpha was trained on."""
+    import visualize  # here, since it takes a second
+
+    visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
     drawn = visualize.loss_batches(*arch_set, SHARPNESS_IMAGES, args.batch_size, args.seed, norm)
     model.share_statistics(False)  # each neighbor for itself
     try:
@@ -448,7 +546,7 @@ def sharpness_and_picture(folder, args, arch, model, arch_set, norm):
 if __name__ == "__main__":
     algo = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     algo.add_argument("--algo", default="darts")
-    if algo.parse_known_args()[0].algo in ("rs", "ls"):  # random and local search
+    if algo.parse_known_args()[0].algo in ("rs", "ls", "ea"):  # sampling
         import sample
 
         utils.run(sample.main, sample.parse_args())

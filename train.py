@@ -30,6 +30,7 @@ evenly over all epochs, without another slope in the last five.
 import copy
 import inspect
 import itertools
+import json
 import math
 import os
 import statistics
@@ -68,7 +69,11 @@ RECIPES = {
         nesterov=True, weight_decay=5e-4, grad_clip=0.0,
     ),
 }  # fmt: skip
-QUICK = dict(dataset="shapes", image_size=16, init_channels=8, layers=5, epochs=5, batch_size=64)
+QUICK = dict(
+    dataset="shapes", image_size=16, init_channels=8, epochs=3, batch_size=64, learning_rate=0.05,
+    auxiliary=False, drop_path_prob=0.0, cutout=False,
+)  # fmt: skip
+QUICK_LAYERS = {"cifar": 5, "imagenet": 5, "nasbench201": 1}
 
 # The learning rate as a fraction of the first, after e of E epochs. gamma: the factor of an epoch.
 SCHEDULE = {
@@ -143,7 +148,7 @@ def parse_args(argv=None, world=None, **defaults):
     add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--eval", action="store_true", help="test the checkpoint, folder or file, that --resume names")
     add("--quick", action="store_true",
-        help=f"a small synthetic run: {' '.join(f'--{name} {value}' for name, value in QUICK.items())}")
+        help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items()))
     # fmt: on
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -156,7 +161,8 @@ def parse_args(argv=None, world=None, **defaults):
         arch = parse_architecture(first.arch)
         network = network_of(arch, first.dataset)
         size = dict(image_size=224 if network == "imagenet" else 32)
-        parser.set_defaults(**RECIPES[network] | size | defaults | (QUICK if first.quick else {}))
+        quick = QUICK | {"layers": QUICK_LAYERS[network]} if first.quick else {}
+        parser.set_defaults(**RECIPES[network] | size | defaults | quick)
         args = parser.parse_args(words)
     except (ValueError, utils.BadInput) as error:
         parser.error(str(error))
@@ -406,7 +412,11 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
     """
     torch.manual_seed((args.seed * 100_003 + epoch) * 4096 + rank)  # what drop path draws from
     batches.start_epoch(epoch)
-    drop_path = args.drop_path_prob * (epoch - 1) / args.epochs
+    # Of this epoch, as a tensor: a compiled network is one graph for all of them.
+    drop_path = None
+    if args.drop_path_prob:
+        drop_path = torch.tensor(args.drop_path_prob * (epoch - 1) / args.epochs)
+        drop_path = drop_path.to(next(net.parameters()).device)
     lr = args.learning_rate * (args.batch_size / args.base_batch if args.base_batch else 1)
     lr *= SCHEDULE[args.schedule](epoch - 1, args.epochs, args.gamma)
     if epoch < args.warmup_epochs:
@@ -442,11 +452,11 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
         bar.update()
         if step % args.report_freq == 0 or step == steps:  # not each step: a look makes a GPU wait
             where = f"epoch {epoch}, learning rate {lr:.3g}"
-            means = utils.over_processes(torch.stack(losses, 1), world)
+            (means,) = utils.over_processes([torch.stack(losses, 1)], world)
             utils.check_finite(means, where, checkpoint)
             bar.set_postfix(loss=f"{means[0, -1]:.3f}")
-    top1 = 100 * utils.over_processes(correct.float(), world).item() / seen
-    return lr, means[0].mean().item(), top1
+    (correct,) = utils.over_processes([correct.float()], world)
+    return lr, means[0].mean().item(), 100 * correct.item() / seen
 
 
 def some_parts_are_unused(arch):
@@ -492,13 +502,15 @@ def train(args, rank, world, device):
     macs = count_macs(model, args.image_size)
     head = 0 if not args.auxiliary else sum(w.numel() for w in model.auxiliary.parameters())
     parameters = sum(w.numel() for w in model.parameters()) - head
-    net = torch.compile(model) if args.compile else model
+    net = model
     if world > 1:
         unused = some_parts_are_unused(parse_architecture(args.arch))
         # Running statistics are averaged at the end of an epoch instead. The flag's name depends on torch.
         known = inspect.signature(DistributedDataParallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         net = DistributedDataParallel(net, find_unused_parameters=unused, **{sync: False})
+    if args.compile:
+        net = torch.compile(net, dynamic=False)
 
     # The run folder, and what a checkpoint holds besides its epoch
     best = utils.State(epoch=0, valid_top1=-1.0, model=None)  # of --valid_portion
@@ -515,6 +527,10 @@ def train(args, rank, world, device):
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:
         folder.log_resumed(checkpoint, args)
+        if start == args.epochs and os.path.exists(folder.file("result.json")):
+            folder.log(f"{args.save} is complete; a larger --epochs goes on")
+            with open(folder.file("result.json"), encoding="utf-8") as file:
+                return json.load(file)
     else:
         folder.save(parts, 0, rows, args)
         heads = f" ({parameters + head:,} with auxiliary head)" if head else ""
@@ -535,8 +551,9 @@ def train(args, rank, world, device):
         )  # fmt: skip
 
         # The held-out part, or the test set; a checkpoint
-        for buffer in model.buffers():  # running statistics: each process has seen its own images
-            buffer.copy_(utils.over_processes(buffer, world))
+        buffers = list(model.buffers())  # running statistics: each process has seen its own images
+        for buffer, mean in zip(buffers, utils.over_processes(buffers, world), strict=True):
+            buffer.copy_(mean)
         part = "valid" if held_out else "test"
         scores = evaluate(model, valid_batches if held_out else test_batches, autocast, world)
         where = f"epoch {epoch}, learning rate {lr:.3g}"

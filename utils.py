@@ -190,21 +190,28 @@ def processes():
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
-def join_processes(device, timeout=None):
+def join_processes(device, backend=None, timeout=None):
     """This process's rank, how many there are, and its device, once they are connected. device: a --device
-    flag. timeout: a timedelta that one may wait for another, or torch's."""
+    flag. backend: gloo, where processes exchange plain values alone and may share a card; or that of the
+    device. timeout: a timedelta that one may wait for another, or torch's."""
     rank, world = processes()
-    if world > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    cards = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if cards and dist.is_torchelastic_launched():
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % cards}"
+        if backend is None and int(os.environ["LOCAL_WORLD_SIZE"]) > cards:
+            raise BadInput(f"{os.environ['LOCAL_WORLD_SIZE']} processes for {cards} GPUs: start one for each")
+    elif world > 1 and ":" in device:
+        raise BadInput(f"--device {device} is one card for {world} processes: leave its number out")
     device = device_of(device)
-    if world > 1:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if dist.is_torchelastic_launched():
         # Loaded later (by the first optimizer), its functions would keep the group as a default, and the
         # group's threads would outlive destroy_process_group: a process could abort as it ends.
         from torch.distributed.nn import functional  # noqa: F401
 
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(backend, timeout=timeout, device_id=device if backend == "nccl" else None)
     return rank, world, device
 
 
@@ -221,18 +228,74 @@ def from_the_first(value):
     return values[0]
 
 
-def over_processes(value, world):
-    """The mean of a tensor over the processes that share a batch."""
-    if world == 1:
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value / world
+def over_processes(tensors, world=None):
+    """The means of tensors over the processes, in one exchange: a list. world: 1 where this one is alone."""
+    if world == 1 or not dist.is_initialized():
+        return list(tensors)
+    flat = torch.cat([x.flatten() for x in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / dist.get_world_size()).split([x.numel() for x in tensors])
+    return [part.view_as(x) for part, x in zip(parts, tensors, strict=True)]
+
+
+def from_all_processes(values):
+    """The values (n,) of each process, one after the other, differentiable in this one's, so that the mean of
+    the gradients of all processes is the gradient of what is made of them."""
+    if not dist.is_initialized():
+        return values
+    world = dist.get_world_size()
+    parts = [torch.empty_like(values) for _ in range(world)]
+    dist.all_gather(parts, values.detach())
+    parts[dist.get_rank()] = world * values - (world - 1) * values.detach()
+    return torch.cat(parts)
 
 
 def wait_for_processes():
     if dist.is_initialized():
         dist.barrier()
+
+
+class Replayed:
+    """A function of tensors that is recorded as a CUDA graph at its first call, and replayed from then on:
+    its thousands of kernels start without Python between them.
+
+    f(*tensors) returns tensors and may change others in place; it must not wait for the device. state: those
+    which the runs that warm up would change. What a call returns is overwritten by the next.
+    """
+
+    pool = None  # of memory, which all share, since they run one after the other
+
+    def __init__(self, f, state=()):
+        self.f, self.state, self.graph = f, list(state), None
+
+    def __call__(self, *inputs):
+        if self.graph is None:
+            self.record(inputs)
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given.detach())
+        self.graph.replay()
+        return self.outputs
+
+    def record(self, inputs):
+        self.inputs = [x.detach().clone() for x in inputs]
+        saved = [x.clone() for x in self.state]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # libraries choose their kernels and take their workspace
+                self.f(*self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        for x, old in zip(self.state, saved, strict=True):
+            x.data.copy_(old)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=Replayed.pool):
+            self.outputs = self.f(*self.inputs)
+        Replayed.pool = self.graph.pool()
+
+
+def to_device(x, device):
+    """A tensor of the CPU on a device; a GPU is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def generator(seed, stream):
@@ -376,20 +439,20 @@ def draw_shapes(n, size, seed):
         """Coordinates (u, v) of every pixel in the frame of an object of random place, size and tilt."""
         scale = uniform(scale_low, scale_high, 1, 1)
         tilt = uniform(-0.3, 0.3, 1, 1)
-        x, y = column - uniform(-0.5, 0.5, 1, 1), row - uniform(-0.5, 0.5, 1, 1)
+        x, y = column - uniform(-0.35, 0.35, 1, 1), row - uniform(-0.35, 0.35, 1, 1)
         return (x * tilt.cos() + y * tilt.sin()) / scale, (y * tilt.cos() - x * tilt.sin()) / scale
 
-    for _ in range(6):  # clutter
+    for _ in range(4):  # clutter
         u, v = place(0.05, 0.18)
         offset = uniform(-0.8, 0.8, 2, 1, 1) / 0.15
         scrap = (torch.maximum((u - offset[:, 0]).abs(), 2 * (v - offset[:, 1]).abs()) < 1)[..., None]
         images = torch.where(scrap, uniform(0, 1, 1, 1, 3), images)
-    u, v = place(0.3, 0.55)
+    u, v = place(0.4, 0.7)
     inside = torch.stack([shape(u, v) for shape in SHAPES.values()], 1)[torch.arange(n), labels]
     # A color that differs from the background's by at least 0.4 in one channel.
     color = (background + torch.where(background < 0.5, 1, -1) * uniform(0.4, 0.9, 1, 1, 3)).clamp(0, 1)
     images = torch.where(inside[..., None], color, images)
-    images = images + 0.15 * torch.randn(n, size, size, 3, generator=g)
+    images = images + 0.1 * torch.randn(n, size, size, 3, generator=g)
     return (images.clamp(0, 1) * 255).round().to(torch.uint8), labels, list(SHAPES)
 
 
@@ -454,16 +517,16 @@ def _scale_and_shift(mean, std, W, device):
 def augment(images, index, draws, mean, std, pad=4, cutout=0):
     """A training batch: random crop after zero padding, random horizontal flip, normalisation, cutout.
 
-    images: uint8 (N, H, W, 3), of which `index` (B,) is taken. draws: uniform numbers in [0, 1), (5, B): row
-    of the crop, flip, column of the crop, row and column of the cutout. pad: pixels of padding. cutout: side
-    of the square that is set to zero after normalisation, around a random pixel and clipped at the border
-    (DeVries and Taylor 2017); 0 for none. Returns float (B, 3, H, W).
+    images: uint8 (N, H, W, 3), of which `index` (B,), on their device, is taken. draws: uniform numbers in
+    [0, 1), (5, B): row of the crop, flip, column of the crop, row and column of the cutout. pad: pixels of
+    padding. cutout: side of the square that is set to zero after normalisation, around a random pixel and
+    clipped at the border (DeVries and Taylor 2017); 0 for none. Returns float (B, 3, H, W).
     """
     device, B = images.device, len(index)
     H, W = images.shape[1:3]
     choices, rows, columns, *outside = _tables(B, H, W, pad, cutout, device)
-    top, unflipped, left, *center = (draws.to(device) * choices).long()
-    batch = F.pad(images.index_select(0, index.to(device)).view(B, H, 3 * W), (3 * pad, 3 * pad, pad, pad))
+    top, unflipped, left, *center = (to_device(draws, device) * choices).long()
+    batch = F.pad(images.index_select(0, index).view(B, H, 3 * W), (3 * pad, 3 * pad, pad, pad))
     # Rows are copied whole; columns are shifted, or shifted and flipped.
     rows = (rows + top[:, None]).view(-1)
     batch = batch.view(-1, batch.shape[2]).index_select(0, rows).view(B, H, -1)
@@ -525,10 +588,11 @@ class Batches:
         chosen = self.index[self.order[self.place : self.place + self.batch_size]]
         self.place += self.batch_size
         draws = torch.rand(5, self.batch_size, generator=self.g)
+        chosen = to_device(chosen, self.images.device)
         return [
             (
                 augment(self.images, chosen[part], draws[:, part], **self.augmentation),
-                self.labels[chosen[part].to(self.labels.device)],
+                self.labels[chosen[part]],
             )
             for part in self.parts
         ]

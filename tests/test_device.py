@@ -1,0 +1,112 @@
+"""The steps on a device that is not the CPU, without having one: on the meta device, where tensors have
+shapes, types and a device but no values, a step that mixes devices or waits for a value raises. The layout
+and the grouping of edges are those of CUDA; autocast, which meta does not have, is left out. Where there is a
+GPU, experiments/gpu_check.py says more."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model as layers
+import model_search
+import search
+import train
+import utils
+import visualize
+from model_search import SUPERNETS
+from neighborhood import AGGREGATE, PERTURB
+
+META = torch.device("meta")
+
+
+@pytest.fixture(autouse=True)
+def like_cuda(monkeypatch):
+    monkeypatch.setitem(layers.LAYOUT, "meta", layers.LAYOUT["cuda"])
+    monkeypatch.setitem(model_search.TOGETHER, "meta", model_search.TOGETHER["cuda"])
+    monkeypatch.setattr(model_search, "as_autocast", lambda x: x)
+    monkeypatch.setattr(search, "autocast", lambda args, x: nullcontext())
+
+
+def made(space, flags, batch=16):
+    """A small supernet, its SGD, flags, and a batch with shifts for both steps."""
+    args = search.parse_args([*flags.split(), "--space", space, "--batch_size", str(batch)])
+    model = SUPERNETS[space](4, 3 if space == "darts" else 1, 10).to(META)
+    model.share_statistics(args.neighbor_norm == "shared")
+    optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=0.9)
+    for w in model.weight_parameters():
+        optimizer.state[w]["momentum_buffer"] = torch.zeros_like(w)
+    x, y = torch.empty(batch, 3, 16, 16, device=META), torch.empty(batch, dtype=torch.long, device=META)
+    shifts = search.draw_shifts(model, args, 1, utils.generator(0, 0)).to(META)
+    return model, optimizer, args, (x, y, shifts)
+
+
+STEPS = [("darts", f"--neighbor_norm {norm} --neighbors 4") for norm in ("own", "shared")]
+FLAGS = ["--neighborhood 0", "--neighbor_norm shared", "--neighbor_batch repeat --neighbors 2"]
+FLAGS += [f"--perturb {name}" for name in PERTURB] + [f"--agg {name}" for name in AGGREGATE]
+STEPS += [("nasbench201", flags) for flags in FLAGS]
+
+
+@pytest.mark.parametrize("space,flags", STEPS)
+def test_a_search_step(space, flags):
+    model, optimizer, args, batch = made(space, flags)
+    if args.agg != "median":  # whose quantile has no kernel without values
+        loss, gradient = search.arch_gradient(model, *batch, args)
+        assert loss.device == gradient.device == META and gradient.shape == model.alpha.shape
+    search.weight_gradient(model, *batch, args)
+    for w in model.weight_parameters():
+        assert w.grad.device == META and w.grad.shape == w.shape and w.grad.dtype == torch.float32
+    torch.nn.utils.clip_grad_norm_(model.weight_parameters(), 5.0)
+    optimizer.step()
+
+
+def test_a_step_in_the_other_layout(monkeypatch):
+    monkeypatch.setitem(layers.LAYOUT, "meta", torch.contiguous_format)
+    test_a_search_step("nasbench201", "--neighbors 8")
+
+
+def test_a_step_of_second_order():
+    flags = "--unrolled --weight_step neighbors --neighbors 4"
+    model, optimizer, args, (x, y, shifts) = made("nasbench201", flags)
+    lr = torch.empty((), device=META)
+    loss, gradient = search.unrolled_gradient(model, optimizer, (x, y, shifts), (x, y, shifts), args, lr)
+    assert loss.device == META and gradient.shape == model.alpha.shape
+
+
+def test_a_value_cannot_be_had():
+    """What the tests above rest on: a wait for the device raises, and so do tensors of two devices."""
+    model, _, args, (x, y, shifts) = made("nasbench201", "")
+    with pytest.raises(RuntimeError, match="meta"):
+        search.arch_gradient(model, x, y, shifts, args)[0].item()
+    with pytest.raises(RuntimeError):
+        search.arch_gradient(model, x, torch.zeros(16, dtype=torch.long), shifts, args)
+
+
+def test_sharpness():
+    model, _, _, (x, y, _) = made("nasbench201", "")
+    product = visualize.hessian_product(model, [(x, y)])
+    assert product(torch.zeros(model.alpha.numel(), device=META)).shape == (model.alpha.numel(),)
+
+
+def test_batches():
+    images, labels = torch.empty(64, 16, 16, 3, dtype=torch.uint8, device=META), torch.empty(64, device=META)
+    norm = dict(mean=torch.ones(3), std=torch.ones(3))
+    x = utils.augment(
+        images, torch.empty(8, dtype=torch.long, device=META), torch.rand(5, 8), **norm, cutout=4
+    )
+    assert x.device == META and x.shape == (8, 3, 16, 16) and labels.device == META
+
+
+@pytest.mark.parametrize(
+    "arch", ["DARTS_V2", "NASNet", "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|nor_conv_1x1~2|"]
+)
+def test_a_training_step(arch):
+    args = train.parse_args(["--arch", arch, "--init_channels", "4", "--layers", "3"])
+    net, optimizer, _, _ = train.build(args, 10, META)
+    x, y = torch.empty(8, 3, 32, 32, device=META), torch.empty(8, dtype=torch.long, device=META)
+    logits, auxiliary = net(x, torch.empty((), device=META) if args.drop_path_prob else None)
+    loss = F.cross_entropy(logits, y) + (0 if auxiliary is None else F.cross_entropy(auxiliary, y))
+    loss.backward()
+    optimizer.step()
+    assert loss.device == META
