@@ -97,18 +97,21 @@ class Jobs:
         words += f" --neighbor_batch {way} --batch_size {self.batch}"
         return search.parse_args(words.split())
 
+    def mixtures(self, shifts, args):
+        return search.mixtures(self.model.alpha, shifts, args, self.g)
+
     def arch_step(self, neighbors=0, way="split", norm="own"):
         """The loss over so many neighbors, and its gradient by alpha; 0 is DARTS."""
         self.model.share_statistics(norm == "shared")
         args = self.flags(neighbors, way)
         shifts = search.draw_shifts(self.model, args, 1, self.g)
-        search.arch_gradient(self.model, self.x, self.y, shifts, args)
+        search.arch_gradient(self.model, self.x, self.y, self.mixtures(shifts, args), args)
 
     def weight_step(self):
         """The loss at the center, and its gradient by the weights."""
         args = self.flags(0)
         center = search.draw_shifts(self.model, args, 1, self.g)
-        search.weight_gradient(self.model, self.x, self.y, center, args)
+        search.weight_gradient(self.model, self.x, self.y, self.mixtures(center, args).detach(), args)
 
     def search_step(self, neighbors):
         self.arch_step(neighbors)

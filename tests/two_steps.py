@@ -24,9 +24,16 @@ def steps(args, batch):
         optimizer.state[w]["momentum_buffer"] = torch.full_like(w, 1e-3)
     lr = torch.tensor(0.05, dtype=torch.float64)
     x, y, shifts, x_arch, y_arch, near = batch
-    second = search.unrolled_gradient(model, optimizer, batch[:3], batch[3:], args, lr)
-    first = search.arch_gradient(model, x_arch, y_arch, near, args)
-    loss, right = search.weight_gradient(model, x, y, shifts, args)
+    q, q_arch = (search.mixtures(model.alpha, part, args, utils.generator(0, 0)) for part in (shifts, near))
+    by = lambda loss, *gradients: utils.over_processes([loss, *gradients])
+    whole = lambda q, by_q: search.by_alpha(model.alpha, q, by_q, args)
+    loss2, by_q, by_arch = search.unrolled_gradient(
+        model, optimizer, (x, y, q), (x_arch, y_arch, q_arch), args, lr
+    )
+    second = by(loss2, whole(q, by_q) + whole(q_arch, by_arch))
+    loss1, by_arch = search.arch_gradient(model, x_arch, y_arch, q_arch, args)
+    first = by(loss1, search.by_alpha(model.alpha, q_arch, by_arch, args))
+    loss, right = search.weight_gradient(model, x, y, q, args)
     return [*first, *second, loss, right, *(w.grad for w in weights)]
 
 
