@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -33,6 +34,7 @@ LATER = {"search": "visualize sample"}
 SCRIPTS = ["search", "sample", "train", "visualize", "nats_bench"]
 
 
+@functools.cache
 def imports(name):
     """The scripts of ours that a script imports: at its top, and inside of functions and blocks."""
     with open(os.path.join(ROOT, f"{name}.py"), encoding="utf-8") as file:
