@@ -60,11 +60,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
         if "default" in action.help or action.nargs == "?" or action.dest == "help":
             return action.help
-        return (
-            action.help + " (default: %(default)s)"
-            if action.default is not None
-            else action.help + " (default: none)"
-        )
+        return action.help + (" (default: none)" if action.default is None else " (default: %(default)s)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,9 +119,7 @@ def run(main, args):
         status, message = 2, f"out of memory ({one_line(error)[:120]}); {mend}; {how_to_go_on(args)}"
     else:
         return
-    if (
-        status < 128 or os.environ.get("RANK", "0") == "0"
-    ):  # of several that are stopped, the first one speaks
+    if status < 128 or processes()[0] == 0:  # of several that are stopped, the first one speaks
         print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
     sys.exit(status)
 
@@ -156,9 +150,8 @@ def out_of_memory(error):
         "out of memory", "t allocate memory", "not enough memory",  # CUDA, Linux and macOS, Windows
         "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
     )  # fmt: skip
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return told or isinstance(error, MemoryError)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -522,41 +515,21 @@ def augment(images, index, draws, mean, std, pad=4, cutout=0):
     padding. cutout: side of the square that is set to zero after normalisation, around a random pixel and
     clipped at the border (DeVries and Taylor 2017); 0 for none. Returns float (B, 3, H, W).
     """
-    device, B = images.device, len(index)
     H, W = images.shape[1:3]
-    choices, rows, columns, *outside = _tables(B, H, W, pad, cutout, device)
-    top, unflipped, left, *center = (to_device(draws, device) * choices).long()
-    batch = F.pad(images.index_select(0, index).view(B, H, 3 * W), (3 * pad, 3 * pad, pad, pad))
-    # Rows are copied whole; columns are shifted, or shifted and flipped.
-    rows = (rows + top[:, None]).view(-1)
-    batch = batch.view(-1, batch.shape[2]).index_select(0, rows).view(B, H, -1)
-    columns = columns.index_select(0, left.add(unflipped, alpha=2 * pad + 1))[:, None]
-    batch = batch.gather(2, columns.expand(B, H, 3 * W)).view(B, H, W, 3)
+    choices = torch.tensor([2 * pad + 1, 2, 2 * pad + 1, H, W])[:, None]
+    top, unflipped, left, *center = to_device((draws * choices).long()[..., None], images.device)  # (B, 1)
+    rows, columns = (torch.arange(side, device=images.device) for side in (H, W))
+    batch = F.pad(images[index], (0, 0, pad, pad, pad, pad))
+    batch = batch[torch.arange(len(index), device=images.device)[:, None], top + rows]
+    chosen = left + torch.where(unflipped > 0, columns, columns.flip(0))
+    batch = batch.gather(2, chosen[:, None, :, None].expand(-1, H, W, 3))
     batch = normalise(batch, mean, std)
     if cutout:
-        row, column = (table.index_select(0, at) for table, at in zip(outside, center, strict=True))
-        batch.permute(0, 2, 3, 1).view(B, H, 3 * W).mul_(torch.maximum(row[:, :, None], column[:, None]))
+        first, last = center[0] - cutout // 2, center[1] - cutout // 2
+        hole = ((rows >= first) & (rows < first + 2 * (cutout // 2)))[:, :, None]
+        hole = hole & ((columns >= last) & (columns < last + 2 * (cutout // 2)))[:, None]
+        batch.masked_fill_(hole[:, None], 0)
     return batch
-
-
-@functools.lru_cache
-def _tables(B, H, W, pad, cutout, device):
-    """What augment looks up: how many choices each draw has, (5, 1); where the rows of the uppermost crop of
-    each picture lie among all padded rows, (B, H); the columns of each crop, flipped ones first, three
-    numbers a pixel, (2 (2 pad + 1), 3 W); for a hole around each row and each column 0 in it and 1 elsewhere,
-    (H, H) and (W, 3 W)."""
-    crops = 2 * pad + 1
-    choices = torch.tensor([crops, 2, crops, H, W], dtype=torch.float)[:, None]
-    rows = (H + 2 * pad) * torch.arange(B)[:, None] + torch.arange(H)
-    columns = torch.arange(W)
-    columns = torch.stack([columns.flip(0), columns])[:, None] + torch.arange(crops)[:, None]
-    columns = (3 * columns[..., None] + torch.arange(3)).view(2 * crops, 3 * W)
-    outside = []
-    for side in (H, W):
-        line, center = torch.arange(side), torch.arange(side)[:, None]
-        outside.append(((line < center - cutout // 2) | (line >= center + cutout // 2)).float())
-    outside[1] = outside[1].repeat_interleave(3, 1)
-    return [table.to(device) for table in (choices, rows, columns, *outside)]
 
 
 class Batches:
@@ -649,9 +622,7 @@ def write_file(path, data):
 def cannot_write(path, error):
     """The exception that says so."""
     room = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    mend = (
-        "make room on that disk, or lift the limit on the size of files" if room else "choose another place"
-    )
+    mend = "make room there, or lift the limit on the size of files" if room else "choose another place"
     return CannotWrite(f"{path} cannot be written ({error.strerror or one_line(error)}): {mend}")
 
 
@@ -765,9 +736,7 @@ def saved_args(path, script):
     except FileNotFoundError:
         raise BadInput(f"{path} is not a run folder: there is no args.json in it") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise BadInput(
-            f"{path}/args.json cannot be read ({one_line(error)[:80]}): put back what the run wrote"
-        ) from None
+        raise BadInput(f"{path}/args.json cannot be read ({one_line(error)[:80]}): put it back") from None
     if saved.get("script") != script:
         raise BadInput(f"{path} is a run of {saved.get('script', 'an older version')}, not of {script}")
     return saved
@@ -821,9 +790,8 @@ def restore(parts, checkpoint):
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
     except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
-        raise BadInput(
-            f"the checkpoint does not fit this run ({one_line(error)}): start the run anew"
-        ) from None
+        reason = f"the checkpoint does not fit this run ({one_line(error)})"
+        raise BadInput(f"{reason}: start the run anew") from None
 
 
 class State(dict):
@@ -856,18 +824,14 @@ def check_finite(losses, where, checkpoint):
     bad = (~losses.isfinite()).any(0)
     if bad.any():
         step = bad.int().argmax().item() + 1
-        raise NotFinite(
-            f"the loss is not finite at step {step} of {where}; last good checkpoint: {checkpoint}"
-        )
+        raise NotFinite(f"the loss is not finite at step {step} of {where}; go on from {checkpoint}")
 
 
 def check_finite_state(model, loss, where, checkpoint):
     """Raise NotFinite, as above, unless an evaluation's loss and every weight and statistic of the model are
     finite: what is saved as good has to be."""
     if not (math.isfinite(loss) and all(value.isfinite().all() for value in model.state_dict().values())):
-        raise NotFinite(
-            f"the loss or the weights are not finite after {where}; last good checkpoint: {checkpoint}"
-        )
+        raise NotFinite(f"the loss or the weights are not finite after {where}; go on from {checkpoint}")
 
 
 def check_same_run(args, saved, may_differ, done=0):
@@ -882,6 +846,4 @@ def check_same_run(args, saved, may_differ, done=0):
         if now[name] != saved[name]
     ]
     if different:
-        raise BadInput(
-            f"--resume names a run of another configuration: {', '.join(different)}; give the same flags"
-        )
+        raise BadInput(f"--resume names a run of another configuration: {', '.join(different)}")
