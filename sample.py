@@ -281,7 +281,6 @@ def search_table(args):
             arch = from_indices(space, found)
         row = {"repeat": repeat, "arch": arch, "score": score, "evaluations": paid}
         rows.append(row | nats_bench.accuracies(table, arch))
-    args.save = args.save or utils.new_run_path("sample", f"{method_name(args).lower()}-{args.space}")
     report_found(args, args.bench_metric, table, rows, utils.RunFolder(args.save, args))
 
 
@@ -328,20 +327,18 @@ def search_trained(args):
     flags = training_args(args)
     rank, world, device = utils.join_processes(flags.device, "gloo", timedelta(days=30))
     space, column = SPACES[args.space], f"{flags.dataset}_valid_{flags.epochs}"
-    path = args.resume or args.save
-    path = path or utils.new_run_path("sample", f"{method_name(args).lower()}-{args.space}")
-    args.save = utils.from_the_first(path)
+    args.save = utils.from_the_first(args.save)
     path = os.path.join(args.save, "evaluations.csv")
-    if args.resume:
-        known = read_evaluations(path, column, space)
-    else:
-        utils.check_free(args.save)
-        known = {}
+    known = read_evaluations(path, column, space) if args.resume else {}
     parts = [slice(0, flags.batch_size)]
     batches, held_out, data = train.load_train(
         flags, device, parts, utils.generator(args.seed, 1), slice(None)
     )
     first_batch = batches.state_dict()
+    before = utils.saved_args(args.resume, "sample.py").get("checksum") if args.resume else None
+    args.checksum = first_batch["checksum"]
+    if before not in (None, args.checksum):
+        raise utils.BadInput(f"--data {flags.data} has other images than the run {args.resume}")
     utils.wait_for_processes()  # all have read what the first now writes
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if rank == 0:  # without what a kill has cut short
@@ -444,8 +441,6 @@ def search_supernet(args):
     flags = training_args(args) if checkpoint is None else Namespace(**checkpoint["args"])
     device, space = utils.device_of(flags.device), SPACES[args.space]
     table = nats_bench.load_table(args.bench) if args.bench else None
-    name = f"{method_name(args).lower()}-{args.space}-supernet"
-    args.save = args.resume or args.save or utils.new_run_path("sample", name)
     size = flags.batch_size // flags.accumulate
     parts = [slice(i * size, (i + 1) * size) for i in range(flags.accumulate)]
     batches, held_out, data = train.load_train(
@@ -553,7 +548,12 @@ def read_evaluations(path, column, space):
             header, *rows = csv.reader(file.read().rpartition("\n")[0].splitlines())
         if header != ["arch", column]:
             raise ValueError(f"its columns are {', '.join(header)[:80]}")
-        return {format_architecture(parse_architecture(arch, space)): float(value) for arch, value in rows}
+        known = {}
+        for arch, value in rows:
+            arch = format_architecture(parse_architecture(arch, space))
+            if known.setdefault(arch, float(value)) != float(value):
+                raise ValueError(f"it has two values of {arch}")
+        return known
     except (OSError, ValueError, csv.Error) as error:
         raise utils.BadInput(
             f"{path} cannot be read ({utils.one_line(error)[:160]}): put back what the run wrote, or start "
@@ -562,9 +562,10 @@ def read_evaluations(path, column, space):
 
 
 def main(args):
-    if args.save and not args.resume:
-        utils.check_free(args.save)
-    {None: search_table, "train": search_trained, "supernet": search_supernet}[args.eval](args)
+    kind = f"{method_name(args).lower()}-{args.space}{'-supernet' if args.eval == 'supernet' else ''}"
+    args.save = args.resume or args.save or utils.new_run_path("sample", kind)
+    with utils.claimed(args.save, args.resume):
+        {None: search_table, "train": search_trained, "supernet": search_supernet}[args.eval](args)
 
 
 if __name__ == "__main__":

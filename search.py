@@ -332,20 +332,26 @@ def check_args(parser, args):
 
 
 def main(args):
-    from tqdm import tqdm
-
     # Device and precision are decided here once. TF32 would spoil the second order's finite difference.
     rank, world, device = utils.join_processes(args.device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = not args.unrolled
 
+    path = utils.new_run_path("search", f"{method_name(args).lower()}-{args.space}")
+    args.save = utils.from_the_first(args.resume or args.save or path)
+    with utils.claimed(args.save, args.resume):
+        search(args, rank, world, device)
+
+
+def search(args, rank, world, device):
+    """A search, or what is left of one, in the run folder that is claimed for it."""
+    from tqdm import tqdm
+
     # Data, generators. Each source of random numbers is its own seeded stream.
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
         utils.check_same_run(args, checkpoint["args"], MAY_DIFFER, checkpoint["epoch"])
-    elif args.save:
-        utils.check_free(args.save)
     torch.manual_seed(args.seed)  # the supernet's first weights
     weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(1, 4))
     table = nats_bench.load_table(args.bench) if args.bench else None
@@ -397,10 +403,7 @@ def main(args):
     if checkpoint:
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
-    method = method_name(args)
-    args.save = args.resume or args.save or utils.new_run_path("search", f"{method.lower()}-{args.space}")
-    method += ", second order" if args.unrolled else ""
-    args.save = utils.from_the_first(args.save)
+    method = method_name(args) + (", second order" if args.unrolled else "")
     utils.wait_for_processes()  # no process looks for a checkpoint that another has just written
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:

@@ -282,9 +282,12 @@ class FileBatches:
     def __next__(self):
         return list(itertools.islice(self.batches, self.pieces))
 
-    def state_dict(self):
+    def checksum(self):
         names = [os.path.relpath(path, self.data.root) for path, _ in self.data.samples]
-        return {"checksum": zlib.crc32(repr(names).encode())}
+        return zlib.crc32(repr(names).encode())
+
+    def state_dict(self):
+        return {"checksum": self.checksum()}
 
     def load_state_dict(self, state):
         if state != self.state_dict():
@@ -480,8 +483,6 @@ def train(args, rank, world, device):
     if checkpoint:
         may_differ = MAY_DIFFER + (EVAL_MAY_DIFFER if args.eval else [])
         utils.check_same_run(args, checkpoint["args"], may_differ, checkpoint["epoch"])
-    else:
-        utils.check_free(args.save)
     size = max(1, args.batch_size // (world * args.accumulate))
     first = rank * args.accumulate
     parts = [slice(i * size, (i + 1) * size) for i in range(first, first + args.accumulate)]
@@ -496,6 +497,10 @@ def train(args, rank, world, device):
         if checkpoint and checkpoint["data"]["classes"] != data["classes"]:
             raise utils.BadInput(f"--data {args.data} has other classes than the run {args.resume}")
     test_batches = load_test(args, device, size, shard, data)
+    if not args.eval:  # training images are compared as their batches are restored
+        data["test_checksum"] = test_batches.checksum()
+        if checkpoint and checkpoint["data"].get("test_checksum") not in (None, data["test_checksum"]):
+            raise utils.BadInput(f"--data {args.data} has other test images than the run {args.resume}")
 
     # The network; compilation and processes are decided here once.
     model, optimizer, autocast, scaler = build(args, len(data["classes"]), device)
@@ -630,13 +635,14 @@ def train_seeds(args, rank, world, device):
         started = args.resume and os.path.exists(os.path.join(path, "checkpoint.pt"))
         more = {"seed": seed, "seeds": None, "save": path, "resume": path if started else None}
         runs.append(Namespace(**{**vars(args), **more}))
-    if not args.resume:
-        utils.check_free(args.save)
-    elif os.path.exists(os.path.join(args.save, "checkpoint.pt")):
+    if args.resume and os.path.exists(os.path.join(args.save, "checkpoint.pt")):
         raise utils.BadInput(f"{args.save} is the run of one seed: leave --seeds out, or give another --save")
     utils.wait_for_processes()  # no process looks for a run that another has just begun
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
-    results = [train(one, rank, world, device) for one in runs]
+    results = []
+    for one in runs:
+        with utils.claimed(one.save, one.resume):
+            results.append(train(one, rank, world, device))
     summary = {k: results[0][k] for k in ("name", "arch", "dataset", "parameters", "macs", "epochs")}
     summary["seeds"] = args.seeds
     for name in ("test_top1", "test_top5", "test_loss"):
@@ -655,7 +661,8 @@ def main(args):
     rank, world, device = utils.join_processes(args.device)
     path = args.resume or args.save or utils.new_run_path("train", f"{args.name}-{args.dataset}")
     args.save = utils.from_the_first(path)  # its time is that of the first process
-    (train_seeds if args.seeds else train)(args, rank, world, device)
+    with nullcontext() if args.eval else utils.claimed(args.save, args.resume):
+        (train_seeds if args.seeds else train)(args, rank, world, device)
     utils.leave_processes()
 
 

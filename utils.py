@@ -23,6 +23,11 @@ import time
 import zipfile
 import zlib
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -107,6 +112,8 @@ def run(main, args):
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
+    if hasattr(sys.stdout, "reconfigure"):  # a path, or the terminal, need not be UTF-8
+        sys.stdout.reconfigure(errors="replace")
     try:
         main(args)
     except KeyboardInterrupt:
@@ -311,6 +318,8 @@ def generator(seed, stream):
 # ------------------------------------------------------------------------------------------------------------
 
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")  # those that are held in memory
+# Beside those that begin with a dot, folders of systems and programs, which are no classes
+SYSTEM_FOLDERS = "@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"
 
 
 def load_images(dataset, root, image_size, train=True):
@@ -368,15 +377,13 @@ def _load_folder(root, image_size):
 
 
 def image_folder(root, transform):
-    """torchvision's ImageFolder, root/<class>/<image>. Raises BadInput where there are no two classes."""
-    from torchvision.datasets import ImageFolder
-
+    """An ImageFolder. Raises BadInput where there are no two classes, or a class has no image."""
     if not os.path.isdir(root):
         raise BadInput(
             f"there is no folder {root}: --data takes a folder with train/<class>/ and val/<class>/ in it"
         )
     try:
-        data = ImageFolder(root, transform, loader=_load_image)
+        data = ImageFolder(root, transform)
     except OSError as error:
         raise BadInput(
             f"no images in {root} ({one_line(error)}): expected {root}/<class>/<image>.png or .jpg"
@@ -386,11 +393,79 @@ def image_folder(root, transform):
     return data
 
 
+class ImageFolder(torch.utils.data.Dataset):
+    """torchvision's ImageFolder, root/<class>/<image>, without the folders that systems and programs leave
+    there. Other files that are left out are counted in a line on stderr. An item is an image, as _load_image
+    reads it and the transform makes it, and its label."""
+
+    def __init__(self, root, transform):
+        from torchvision.datasets import folder
+
+        self.root, self.transform = root, transform
+        self.classes = [name for name in folder.find_classes(root)[0] if not is_system_folder(name)]
+        if not self.classes:
+            raise FileNotFoundError("it has no class folder")
+        files, others = [], []  # all, and the endings of those that are left out
+
+        def is_image(path):
+            *folders, name = path[len(root) :].split(os.sep)
+            if any(map(is_system_folder, folders)) or name.startswith("._"):  # the latter are macOS's
+                return False
+            files.append(name)
+            if not folder.is_image_file(name):
+                others.append(os.path.splitext(name)[1].lower() or "without an ending")
+            return folder.is_image_file(name)
+
+        places = {name: i for i, name in enumerate(self.classes)}
+        try:
+            self.samples = folder.make_dataset(root, places, is_valid_file=is_image)
+        finally:
+            if others:
+                endings = ", ".join(sorted(set(others)))[:100]
+                tell(f"{root}: {len(others)} of {len(files)} files left out: {endings}")
+        self.targets = [label for _, label in self.samples]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, i):
+        path, label = self.samples[i]
+        return self.transform(_load_image(path)), label
+
+
+def is_system_folder(name):
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+@functools.cache  # once a line
+def tell(line):
+    """Print a line on stderr; of several processes, the first one does."""
+    if processes()[0] == 0:
+        print(printable(line), file=sys.stderr)
+
+
 def _load_image(path):
-    from PIL import Image
+    """An image file as RGB, as a viewer shows it: turned as its EXIF orientation says, transparent parts on
+    white, 16-bit grey scaled by 1/257. Raises BadInput where it cannot be read, or the range of its values is
+    not defined, as that of floats and 32-bit integers."""
+    import numpy
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
+            image.load()
+            with contextlib.suppress(Exception):  # damaged EXIF data turns nothing, and photographs have it
+                ImageOps.exif_transpose(image, in_place=True)
+            wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+            if image.mode in ("I", "F") and not wide:
+                raise ValueError(f"the range of its values, of mode {image.mode}, is not defined")
+            if wide:
+                bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # of TIF 12 or 16
+                pixels = numpy.asarray(image) * (255 / (2**bits - 1))
+                image = Image.fromarray(numpy.rint(pixels).astype("uint8"))
+            if image.mode.endswith(("A", "a")) or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
     except Exception as error:  # each image format has errors of its own
         raise BadInput(
@@ -573,7 +648,7 @@ class Batches:
         self.g, self.parts, self.augmentation = g, parts, augmentation
         self.order = torch.empty(0, dtype=torch.long)
         self.place = 0
-        self.checksum = zlib.crc32(labels.cpu().numpy(), zlib.crc32(images.cpu().numpy()))
+        self.checksum = checksum(images, labels)
 
     def __len__(self):
         """Batches in a round."""
@@ -611,12 +686,20 @@ class Batches:
         self.g.set_state(state["generator"])
 
 
+def checksum(*tensors):
+    """A number that tells such tensors from others."""
+    return functools.reduce(lambda seen, x: zlib.crc32(x.cpu().numpy(), seen), tensors, 0)
+
+
 class InOrder:
     """Batches (x, y) of the images that `index` names, in order and not augmented, for evaluation."""
 
     def __init__(self, images, labels, index, batch_size, mean, std):
         self.images, self.labels, self.parts = images, labels, index.to(images.device).split(batch_size)
         self.normalisation = dict(mean=mean, std=std)
+
+    def checksum(self):
+        return checksum(self.images, self.labels)
 
     def __iter__(self):
         for part in self.parts:
@@ -680,6 +763,7 @@ class RunFolder:
             return
         from tqdm import tqdm
 
+        text = text.encode(errors="replace").decode()  # paths need not be UTF-8
         tqdm.write(text, file=sys.stdout)
         path = self.file("log.txt")
         try:
@@ -738,6 +822,57 @@ def write_csv(path, rows):
 def new_run_path(script, what):
     """runs/<script>-<what>-<time>-<random>, since runs may be started in the same second."""
     return os.path.join("runs", f"{script}-{what}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}")
+
+
+@contextlib.contextmanager
+def claimed(path, resume=None):
+    """Hold the run folder at `path` for this run alone, and make it where there is none. Raises BadInput
+    where it holds a run and is not to `resume` it, or where that run is still going on. Of several processes
+    the first one claims.
+
+    The claim is a lock on an open file, which the system drops when the process ends, however it does. What a
+    run that is refused has not filled is removed.
+    """
+    if processes()[0]:
+        yield
+        return
+    if not resume:
+        check_free(path)
+    made, upper, lock = [], os.path.abspath(path), os.path.join(path, ".lock")
+    while not os.path.exists(upper):
+        made.append(upper)
+        upper = os.path.dirname(upper)
+    try:
+        os.makedirs(path, exist_ok=True)
+        file = open(lock, "a")
+    except OSError as error:
+        raise cannot_write(f"the run folder {path}", error) from None
+    with file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.register_at_fork(after_in_child=file.close)  # or workers hold it beyond the end of the run
+                if not os.fstat(file.fileno()).st_nlink:  # removed by one that has just been refused
+                    raise BlockingIOError
+        except BlockingIOError:
+            what = f"{path} holds a run already, which is going on: choose another --save"
+            if resume:
+                what = f"the run {path} is still going on: wait for it, or stop it first"
+            raise BadInput(what) from None
+        except OSError:  # a disk without locks
+            pass
+        try:
+            if not resume:
+                check_free(path)  # which may have run since
+            yield
+        finally:
+            left = set(os.listdir(path)) if not resume and os.path.isdir(path) else {None}
+            if left <= {".lock", "args.json"}:
+                with contextlib.suppress(OSError):
+                    for name in left:
+                        os.remove(os.path.join(path, name))
+                    for folder in made:
+                        os.rmdir(folder)
 
 
 def check_free(path):

@@ -129,7 +129,7 @@ def new_figure(width, height, **options):
 def save(figure, path, rows):
     """Write a picture, in the format of its ending, and its numbers as CSV beside it. rows: dicts."""
     figure.savefig(path, dpi=110)
-    with open(os.path.splitext(path)[0] + ".csv", "w", newline="", encoding="utf-8") as file:
+    with open(os.path.splitext(path)[0] + ".csv", "w", newline="", encoding="utf-8", errors="replace") as file:
         csv.writer(file, lineterminator="\n").writerows([rows[0], *(row.values() for row in rows)])
 
 
