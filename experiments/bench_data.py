@@ -1,6 +1,6 @@
 """Training batches: utils.Batches against torchvision's per-image transforms in a DataLoader.
 
-    python tests/bench_data.py [--quick]
+    python experiments/bench_data.py [--quick]
 
 Both crop, flip, normalise and cut out, at 32 x 32 and a batch of 96, from images in memory. The DataLoader
 has a worker for each core, which are started before the clock. The two take turns.

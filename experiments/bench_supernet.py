@@ -1,9 +1,9 @@
 """Speed and memory of the supernets against the plain ones of tests/plain.py, and what neighborhoods cost.
 
-    python tests/bench_supernet.py                passes and steps, and their memory: minutes
-    python tests/bench_supernet.py --neighbors    cost by number of neighbors: takes 20 GB of memory
-    python tests/bench_supernet.py --growth       cost by the size of the job
-    python tests/bench_supernet.py --quick        a smoke test on tiny networks, whose numbers say nothing
+    python experiments/bench_supernet.py                passes and steps, and their memory: minutes
+    python experiments/bench_supernet.py --neighbors    cost by number of neighbors: takes 20 GB of memory
+    python experiments/bench_supernet.py --growth       cost by the size of the job
+    python experiments/bench_supernet.py --quick        a smoke test, whose numbers say nothing
 
 What is compared takes turns in one run; ratios are medians of the ratios of each turn. Images are random
 numbers, since only time is measured, and optimizers are left out, which are the same for all. The yardstick
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests"))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from plain import PLAIN
 
 import search
-from model_search import SUPERNETS, running_statistics_kept, weights_held
+from model_search import SUPERNETS
 
 
 def take_turns(jobs, turns):
@@ -91,24 +92,23 @@ class Jobs:
         self.model.zero_grad()
         F.cross_entropy(self.model(self.x, self.model.mixture()), self.y).backward()
 
+    def flags(self, neighbors, way="split"):
+        words = f"--space {self.space} --neighborhood {min(1, neighbors)} --neighbors {neighbors or 1}"
+        words += f" --neighbor_batch {way} --batch_size {self.batch}"
+        return search.parse_args(words.split())
+
     def arch_step(self, neighbors=0, way="split", norm="own"):
         """The loss over so many neighbors, and its gradient by alpha; 0 is DARTS."""
         self.model.share_statistics(norm == "shared")
-        args = search.parse_args(
-            ["--space", self.space, "--neighborhood", "1" if neighbors else "0", "--neighbor_batch", way]
-            + ["--neighbors", str(neighbors or 1), "--batch_size", str(self.batch)]
-        )
-        with running_statistics_kept(self.model), weights_held(self.model):
-            shifts = search.draw_shifts(self.model, args, self.g)
-            loss = search.neighborhood_loss(self.model, self.x, self.y, shifts, args)
-            torch.autograd.grad(loss, self.model.alpha)
+        args = self.flags(neighbors, way)
+        shifts = search.draw_shifts(self.model, args, 1, self.g)
+        search.arch_gradient(self.model, self.x, self.y, shifts, args)
 
     def weight_step(self):
         """The loss at the center, and its gradient by the weights."""
-        weights = self.model.weight_parameters()
-        for w in weights:
-            w.grad = None
-        F.cross_entropy(self.model(self.x, self.model.mixture().detach()), self.y).backward(inputs=weights)
+        args = self.flags(0)
+        center = search.draw_shifts(self.model, args, 1, self.g)
+        search.weight_gradient(self.model, self.x, self.y, center, args)
 
     def search_step(self, neighbors):
         self.arch_step(neighbors)
@@ -138,8 +138,9 @@ def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def compare(space, size, turns, results):
-    """One space: the pass, the search step, and the neighborhoods."""
+def compare(space, size, turns, results, quick):
+    """One space: the pass, the search step, and the neighborhoods. quick: no process of its own for each
+    measurement of memory, which then says nothing."""
     jobs = Jobs(space, *size)
     C, layers, batch, side = size
     print(f"{space}: C={C}, {layers} layers, batch {batch}, {side} x {side}")
@@ -155,7 +156,7 @@ def compare(space, size, turns, results):
     )
     print_seconds(seconds)
     plain, ours, arch, na, weight = seconds.values()
-    mb = [memory(job, space, size) for job in ("plain", "ours")]
+    mb = [grown(job, space, *size) if quick else memory(job, space, size) for job in ("plain", "ours")]
     print(f"  memory of a pass: plain {mb[0]:.0f} MB, ours {mb[1]:.0f} MB")
     results[f"supernet_{space}"] = f"ratio={ratio(plain, ours):.2f} memory={mb[1] / max(1, mb[0]):.2f}"
     step = [a + w for a, w in zip(arch, weight, strict=True)]
@@ -236,8 +237,8 @@ def main():
     turns, results = 1 if args.quick else args.turns, {}
     darts, nasbench201 = ((4, 3, 16, 8), (4, 1, 16, 8)) if args.quick else ((16, 8, 64, 32), (16, 5, 64, 32))
     if args.quick or not (args.neighbors or args.growth):
-        compare("darts", darts, turns, results)
-        compare("nasbench201", nasbench201, turns, results)
+        compare("darts", darts, turns, results, args.quick)
+        compare("nasbench201", nasbench201, turns, results, args.quick)
     if args.quick or args.neighbors:
         neighbor_table(darts, turns, results, args.plot)
     if args.growth and not args.quick:

@@ -1,6 +1,6 @@
 """A network of a fixed cell against plain modules in PyTorch's default memory layout: forward and backward.
 
-    python tests/bench_train.py [--arch DARTS_V2] [--quick]
+    python experiments/bench_train.py [--arch DARTS_V2] [--quick]
 
 DARTS's CIFAR network with auxiliary head and without drop path. The two take turns. Images are noise.
 """
@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests"))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch

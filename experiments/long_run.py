@@ -1,7 +1,7 @@
 """A long search in one process: does it hold on to memory, and do its files stay readable?
 
-    python tests/long_run.py                     200 epochs of a tiny search, two minutes on a CPU
-    python tests/long_run.py --epochs 40 --save runs/long
+    python experiments/long_run.py                     200 epochs of a tiny search, two minutes on a CPU
+    python experiments/long_run.py --epochs 40 --save runs/long
 
 Prints the resident memory after the fifth and after the last epoch. Fails if it has grown by more than 5 %,
 or if metrics.csv or log.txt lack an epoch. Linux alone, since it reads /proc.
@@ -12,12 +12,12 @@ import csv
 import os
 import sys
 
-sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import torch  # noqa: E402
+import torch
 
-import search  # noqa: E402
-import utils  # noqa: E402
+import search
+import utils
 
 FLAGS = (
     "--dataset shapes --image_size 8 --space nasbench201 --init_channels 2 --layers 1 --batch_size 64 "
@@ -75,7 +75,9 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=200)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, default=200, help="epochs, more than five")
     parser.add_argument("--save", help="run folder (default: a new one in runs)")
     raise SystemExit(min(1, main(parser.parse_args())))

@@ -1,7 +1,7 @@
 """Do architectures with better neighborhoods transfer better? A study on a NAS-Bench-201 table.
 
-    python tests/study_flatness.py --bench T.csv
-    python tests/study_flatness.py --bench T.csv --bench_metric cifar10_test_12 --neighborhood 2 --agg max
+    python experiments/study_flatness.py --bench T.csv
+    python experiments/study_flatness.py --bench T.csv --bench_metric cifar10_test_12 --neighborhood 2
 
 Architectures are put into bins of equal search performance, a column of the table. Within a bin, g over the
 neighborhood says how flat the basin is: an architecture whose neighbors are good is flatter than one of the
@@ -10,15 +10,18 @@ of architectures, the rank correlation (Spearman) of flatness and accuracy, and 
 flattest and of the sharpest quarter, in percent. Bins are half-open, [low, low + width).
 """
 
+import itertools
 import os
 import sys
 
-import torch
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import torch
+
+import nats_bench
 import utils
 from neighborhood import AGGREGATE, ball_shifts, table_neighborhoods
+from utils import within
 
 
 def parse_args(argv=None):
@@ -27,19 +30,16 @@ def parse_args(argv=None):
     # fmt: off
     add("--bench", required=True, help="a CSV file, or a folder of official NATS-Bench files")
     add("--bench_metric", default="cifar10_valid_200", help="column of the search performance")
-    add("--neighborhood", type=int, default=1, help="radius")
+    add("--neighborhood", type=within(int, 1, 6), default=1, help="radius")
     add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' errors")
-    add("--width", type=float, default=0.5, help="width of a bin, points of accuracy")
-    add("--lowest", type=float, default=80.0, help="search performance at which the bins begin, percent")
-    add("--fewest", type=int, default=40, help="fewest architectures in a bin that is shown")
+    add("--width", type=within(float, 0.01, 100), default=0.5, help="width of a bin, points of accuracy")
+    add("--lowest", type=within(float, 0, 100), default=80.0,
+        help="search performance at which the bins begin, percent")
+    add("--fewest", type=within(int, 8, 15_625), default=40,
+        help="fewest architectures in a bin that is shown")
     add("--save", help="write the rows to this CSV file")
     # fmt: on
-    args = parser.parse_args(argv)
-    ranges = dict(neighborhood=(1, 6), width=(0.01, 100), lowest=(0, 100), fewest=(8, 15_625))
-    for name, (low, high) in ranges.items():
-        if not low <= getattr(args, name) <= high:
-            parser.error(f"--{name} {getattr(args, name)} is out of range: it lies between {low} and {high}")
-    return args
+    return parser.parse_args(argv)
 
 
 def rank_correlation(x, y):
@@ -53,7 +53,8 @@ def rank_correlation(x, y):
 
 def study(table, metric, radius, agg, width, lowest, fewest):
     """The rows of the study, dicts; `all` stands for the mean over bins, weighted by their counts."""
-    accuracy, members = table[metric], table_neighborhoods(5, ball_shifts(6, 5, radius))
+    every = torch.tensor(list(itertools.product(range(5), repeat=6)))
+    accuracy, members = table[metric], table_neighborhoods(every, ball_shifts(6, 5, radius), 5)
     flatness = -AGGREGATE[agg](100 - accuracy[members].T)  # nan where the table lacks a neighbor
     columns = [name for name in table if name.split("_")[0] != metric.split("_")[0]]
     rows = []
@@ -90,9 +91,8 @@ def study(table, metric, radius, agg, width, lowest, fewest):
 
 
 def main(args):
-    table = utils.load_table(args.bench)
-    if args.bench_metric not in table:
-        raise utils.BadInput(f"{args.bench} has no column {args.bench_metric}: it has {', '.join(table)}")
+    table = nats_bench.load_table(args.bench)
+    nats_bench.check_column(table, args.bench_metric, args.bench)
     rows = study(table, args.bench_metric, args.neighborhood, args.agg, args.width, args.lowest, args.fewest)
     if not rows:
         raise utils.BadInput("no bin has enough architectures: widen --width, or lower --lowest or --fewest")
@@ -106,8 +106,7 @@ def main(args):
         )
         print(f"{gain:7.2f}")
     if args.save:
-        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
-        utils.write_file(args.save, "\n".join(lines) + "\n")
+        utils.write_csv(args.save, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What an architecture step of NA-DARTS sees that one of DARTS does not: how far their gradients agree.
 
-    python tests/study_gradients.py RUN [RUN ...] [--images 512] [--neighbors 2 4 8 16 32]
-    python tests/study_gradients.py RUN [RUN ...] --operations    which operations the steps favor, and why
+    python experiments/study_gradients.py RUN [RUN ...] [--images 512] [--neighbors 2 4 8 16 32]
+    python experiments/study_gradients.py RUN [RUN ...] --operations   which operations the steps favor, why
 
 For the supernet of each run, as it ended, cosines of gradients by alpha; the neighborhood is that of radius
 1, roll and mean, whatever the run had. Over all images: the gradient at the center with that of the whole
@@ -21,16 +21,16 @@ import functools
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import search  # noqa: E402
-import utils  # noqa: E402
-import visualize  # noqa: E402
-from model_search import running_statistics_kept  # noqa: E402
-from neighborhood import ball_shifts, sample_shifts  # noqa: E402
+import search
+import utils
+import visualize
+from model_search import running_statistics_kept
+from neighborhood import ball_shifts, sample_shifts
 
 METHOD = argparse.Namespace(perturb="roll", agg="mean", neighbor_batch="split")
 

@@ -1,11 +1,12 @@
 """DARTS against NA-DARTS in the NAS-Bench-201 space: searches on images, accuracies from the table.
 
-    python tests/study_nasbench201.py RUNS --bench T.csv --data cifar10-10k [--setting healthy] [--jobs 2]
-    python tests/study_nasbench201.py RUNS --bench T.csv --report
+    python experiments/study_nasbench201.py RUNS --bench T.csv --data DIR [--setting deep] [--jobs 2]
+    python experiments/study_nasbench201.py RUNS --bench T.csv --report
 
-Runs the grid of METHODS, each with its number of seeds, as commands of search.py, some of them with a twist
-that it has no flag for, with a folder each under RUNS, and prints the table. Run again, it goes on where it
-stopped: what is finished is kept, what is not is resumed.
+Runs the grid of METHODS, each with its number of seeds, as commands of search.py, with a folder each under
+RUNS, and prints the table. Some have a twist that is no flag of search.py: another function in the place of
+one of its own, see TWISTS. Run again, it goes on where it stopped: what is finished is kept, what is not is
+resumed. args.json of a run does not hold its twist: go on with it by this script.
 --only picks methods by name; --seeds raises or lowers the number of seeds. Each job runs on one thread.
 """
 
@@ -18,6 +19,14 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch
+
+import search
+import utils
+from neighborhood import PERTURB, neighbors, roll
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 IMAGES = "--space nasbench201 --dataset folder --image_size 16 --batch_size 64 --arch_learning_rate 3e-3"
@@ -64,59 +73,62 @@ METHODS = {  # flags, seeds; some with a twist, see below
     "DARTS, batch norm in 16 groups": (f"{NEAR} --neighbors 16", 2, "no neighbors"),
     "DARTS, a third of the architecture learning rate": ("--neighborhood 0 --arch_learning_rate 1e-3", 2),
 }
-# search.py with a twist: what was tried and is no flag of it
-PROGRAM = f"""
-import runpy, sys
-sys.path[:0] = [{ROOT!r}, {os.path.join(ROOT, "tests")!r}]
-import study_nasbench201
-study_nasbench201.twist(sys.argv.pop(1))
-runpy.run_path({os.path.join(ROOT, "search.py")!r}, run_name="__main__")
-"""
 COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_test_200")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom, from 1 on, for the paired differences
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
 
-def twist(name):
-    """Change neighborhood.py, before search.py imports from it, as the name says.
+# ------------------------------------------------------------------------------------------------------------
+# What was tried and is no flag of search.py
+# ------------------------------------------------------------------------------------------------------------
 
-    args.json of a run does not hold the twist: resume it by this script, and read sharpness in result.json.
-    """
-    import torch
+draw_shifts, mixtures = search.draw_shifts, search.mixtures
 
-    import neighborhood
 
-    sample, around, roll = neighborhood.sample_shifts, neighborhood.neighbors, neighborhood.roll
+def center_in_the_batch(model, args, epoch, g):
+    shifts = draw_shifts(model, args, epoch, g)
+    shifts[0] = 0
+    return shifts
 
-    def center_in_the_batch(E, O, radius, n, generator):  # noqa: E741
-        shifts = sample(E, O, radius, n, generator)
-        shifts[0] = 0
-        return shifts
 
-    def radius_shrinks(E, O, radius, n, generator):  # noqa: E741
-        run = sys._getframe(2).f_locals  # main of search.py, over draw_shifts
-        return sample(E, O, radius - 3 * (run["epoch"] - 1) // run["args"].epochs, n, generator)
+def radius_shrinks(model, args, epoch, g):
+    radius = args.neighborhood - 3 * (epoch - 1) // args.epochs
+    return draw_shifts(model, argparse.Namespace(**{**vars(args), "neighborhood": radius}), epoch, g)
 
-    def sharpened(p, shifts, perturb="roll"):
-        if (shifts == 0).all():  # the center, which trains the weights
-            return around(p, shifts, perturb)
-        sharp = p**4 / (p**4).sum(-1, keepdim=True)  # softmax(4 alpha): a temperature of a quarter
-        return around(sharp, shifts, perturb)
 
-    def without_none(p, s):
-        """`none`, the first operation, keeps what it has, and the other four are rolled: by 1, 2, 3 or 1."""
-        return torch.cat([p[..., :1].expand(*s.shape, 1), roll(p[..., 1:], 1 + (s - 1) % 3)], -1)
+def sharpened(model, shifts, args):
+    """The neighbors of softmax(4 alpha), a temperature of a quarter; the center, which trains the weights, is
+    that of DARTS."""
+    if not shifts.any():
+        return mixtures(model, shifts, args)
+    p = model.mixture() ** 4
+    p = p / p.sum(-1, keepdim=True)
+    return neighbors(p.flatten(0, 1), shifts, args.perturb).view(-1, *p.shape)
 
-    module, perturb = vars(neighborhood), neighborhood.PERTURB
-    where, key, value = {
-        "": (module, "neighbors", around),
-        "center in the batch": (module, "sample_shifts", center_in_the_batch),
-        "radius shrinks": (module, "sample_shifts", radius_shrinks),
-        "sharpened": (module, "neighbors", sharpened),
-        "without none": (perturb, "roll", without_none),
-        "no neighbors": (perturb, "roll", lambda p, s: p),
-    }[name]
-    where[key] = value
+
+def without_none(p, s):
+    """`none`, the first operation, keeps what it has, and the other four are rolled: by 1, 2, 3 or 1."""
+    return torch.cat([p[..., :1].expand(*s.shape, 1), roll(p[..., 1:], 1 + (s - 1) % 3)], -1)
+
+
+TWISTS = {
+    "center in the batch": lambda: setattr(search, "draw_shifts", center_in_the_batch),
+    "radius shrinks": lambda: setattr(search, "draw_shifts", radius_shrinks),
+    "sharpened": lambda: setattr(search, "mixtures", sharpened),
+    "without none": lambda: PERTURB.update(roll=without_none),
+    "no neighbors": lambda: PERTURB.update(roll=lambda p, s: p),
+}
+
+
+def twisted(name, *words):
+    """search.py with a twist, on its command line."""
+    TWISTS[name]()
+    utils.run(search.main, search.parse_args(words))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The grid
+# ------------------------------------------------------------------------------------------------------------
 
 
 def folder(args, method, seed):
@@ -137,13 +149,14 @@ def finished(path):
     return os.path.exists(os.path.join(path, "result.json"))  # which a search writes last
 
 
-def search(args, method, seed):
+def run_search(args, method, seed):
     """Run, or go on with, one search: its log goes to the run's own folder."""
     path = folder(args, method, seed)
     if finished(path):
         return
     flags, _, *named = METHODS[method]
-    command = [sys.executable, "-c", PROGRAM, *(named or [""])]
+    program = [os.path.abspath(__file__), "--twist"] if named else [os.path.join(ROOT, "search.py")]
+    command = [sys.executable, *program, *named]
     if os.path.exists(os.path.join(path, "checkpoint.pt")):
         command += ["--resume", path]
     else:
@@ -243,9 +256,12 @@ def main():
         if not args.data:
             parser.error("--data DIR is needed to search")
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda one: search(args, *one), grid))
+            list(pool.map(lambda one: run_search(args, *one), grid))
     report(args, grid)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--twist"]:  # for itself: --twist NAME and flags of search.py
+        twisted(*sys.argv[2:])
+    else:
+        main()

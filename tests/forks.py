@@ -2,6 +2,8 @@
 a server that has imported everything, and then runs the script's file as `python FILE` would."""
 
 import atexit
+import builtins
+import contextlib
 import functools
 import gc
 import importlib
@@ -11,7 +13,6 @@ import multiprocessing.util
 import os
 import resource
 import runpy
-import select
 import signal
 import subprocess
 import sys
@@ -20,8 +21,7 @@ import time
 import traceback
 from collections import namedtuple
 
-TESTS = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(TESTS)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 Done = namedtuple("Done", "status out err")  # status: negative for a signal, as in subprocess
 
 
@@ -36,7 +36,7 @@ class Script:
         job = dict(name=name, flags=[str(flag) for flag in flags], cwd=str(cwd), before=before)
         server().stdin.write(json.dumps({**job, "folder": self.folder.name}) + "\n")
         server().stdin.flush()
-        self.pid = int(self._await("pid", 60))
+        self.pid = int(self._await("pid", 600))
 
     def _file(self, name):
         return os.path.join(self.folder.name, name)
@@ -51,14 +51,12 @@ class Script:
         with open(self._file(name), errors="replace") as file:
             return file.read()
 
-    def running(self):
-        return not os.path.exists(self._file("status"))
-
     def kill(self, number=signal.SIGKILL):
-        if self.running():
-            os.kill(self.pid, number)
+        if not os.path.exists(self._file("status")):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=600):
         """The script's end. One that hangs is killed, and so has the status -9."""
         if self._await("status", timeout) is None:
             self.kill()
@@ -67,17 +65,33 @@ class Script:
         return Done(int(status), out, err)
 
 
-def run(name, *flags, cwd, before=(), timeout=120):
+def run(name, *flags, cwd, before=(), timeout=600):
     """Run a script to its end."""
     return Script(name, *flags, cwd=cwd, before=before).wait(timeout)
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def torchrun(folder, script, *flags):
+    """Run a script in two processes, in this folder, to its end."""
+    command = [*TORCHRUN, str(script), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600, env=environment)
+
+
+# At the end of a script: the group is gone, so that none of its threads runs into the interpreter's end.
+PARTED = """
+import pathlib
+threads = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], threads
+"""
+
+
 @functools.cache
 def server():
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.Popen(
-        [sys.executable, os.path.join(TESTS, "forks.py")], stdin=subprocess.PIPE, text=True, env=environment
-    )
+    command, environment = [sys.executable, __file__], {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
     atexit.register(found.communicate)  # the end of its input ends it
     return found
 
@@ -86,39 +100,22 @@ def serve():
     """Start what the lines of stdin name; write the `pid` and, when it is over, the `status` into its
     folder."""
     sys.path[:0] = [ROOT]
-    for name in ("search", "train", "tqdm", "torchvision.datasets", "torchvision.transforms.v2"):
+    modules = "sample visualize tqdm torchvision.datasets torchvision.transforms.v2 matplotlib.figure"
+    for name in f"{modules} matplotlib.backends.backend_agg".split():
         importlib.import_module(name)
     gc.freeze()
-    wake, woken = os.pipe()
-    os.set_blocking(woken, False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.set_wakeup_fd(woken)
-    folders, text = {}, b""
-    while True:
-        ready, _, _ = select.select([0, wake], [], [])
-        if wake in ready:
-            os.read(wake, 1000)
-            while folders:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                write(folders.pop(pid), "status", os.waitstatus_to_exitcode(status))
-        if 0 in ready:
-            more = os.read(0, 2**20)
-            if not more:
-                return
-            *lines, text = (text + more).split(b"\n")
-            for line in lines:
-                job = json.loads(line)
-                pid = os.fork()
-                if not pid:
-                    signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    # A shell has what it starts in the background ignore SIGINT, which would be inherited.
-                    signal.signal(signal.SIGINT, signal.default_int_handler)
-                    start(**job)
-                folders[pid] = job["folder"]
-                write(job["folder"], "pid", pid)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
+    for line in sys.stdin:
+        job = json.loads(line)
+        if os.fork():
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        pid = os.fork()
+        if not pid:
+            start(**job)
+        write(job["folder"], "pid", pid)
+        write(job["folder"], "status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        os._exit(0)
 
 
 def write(folder, name, value):
@@ -129,6 +126,8 @@ def write(folder, name, value):
 
 
 def start(name, flags, cwd, before, folder):
+    # A shell has what it starts in the background ignore SIGINT, which would be inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     for descriptor, path in enumerate((os.devnull, f"{folder}/stdout", f"{folder}/stderr")):
         file = os.open(path, os.O_CREAT | os.O_RDWR)
@@ -152,47 +151,21 @@ def start(name, flags, cwd, before, folder):
     os._exit(status)
 
 
-def tree(folder):
-    """Every path below a folder with what tells that it was written: kind, size and time of its last change,
-    which no program can set."""
-    found = {}
-    for path, folders, names in os.walk(folder):
-        for name in folders + names:
-            state = os.lstat(os.path.join(path, name))
-            found[os.path.join(path, name)] = state.st_mode, state.st_size, state.st_ino, state.st_ctime_ns
-    return found
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What can be done to a script before it runs
-# ------------------------------------------------------------------------------------------------------------
-
-
-def few_shapes(count):
-    """A synthetic set of so many training images, and a fifth of that for the test."""
-    import utils
-
-    draw = utils.draw_shapes
-    utils.draw_shapes = lambda n, size, seed: draw(n * count // 5000, size, seed)
-
-
 def kill_at_write(place, record):
     """SIGKILL at a moment of writing: before and after a file is renamed, when it has just been opened, and
     when half of what is to be written is in it. place: which of these moments; 0 for none. record: a file
     that gets a byte at each."""
-    import utils
-
-    replace, seen = os.replace, itertools.count(1)
+    ordinary, replace, seen = open, os.replace, itertools.count(1)
 
     def moment():
-        with open(record, "ab") as file:
+        with ordinary(record, "ab") as file:
             file.write(b".")
         if next(seen) == place:
             os.kill(os.getpid(), signal.SIGKILL)
 
     class Watched:
         def __init__(self, *args, **more):
-            self.file = open(*args, **more)
+            self.file = ordinary(*args, **more)
             moment()
 
         def write(self, data):
@@ -217,9 +190,9 @@ def kill_at_write(place, record):
         moment()
 
     def watched_open(path, mode="r", **more):
-        return (Watched if mode in ("wb", "a", "ab") else open)(path, mode, **more)
+        return (Watched if mode in ("wb", "a") else ordinary)(path, mode, **more)
 
-    utils.open, os.replace = watched_open, watched_replace
+    builtins.open, os.replace = watched_open, watched_replace
 
 
 def signal_at_data(number):
@@ -227,34 +200,6 @@ def signal_at_data(number):
     import utils
 
     utils.load_images = lambda *args, **more: signal.raise_signal(number)
-
-
-def signals_to_the_end(number):
-    """A signal to the process itself when the data is about to be read, and again as it says that it ends."""
-    import utils
-
-    how_to_go_on = utils.how_to_go_on
-
-    def signal_and_say(args):
-        signal.raise_signal(number)
-        return how_to_go_on(args)
-
-    utils.how_to_go_on = signal_and_say
-    signal_at_data(number)
-
-
-def signal_in_destructor(number):
-    """A signal to the process itself in the destructor of its first progress bar, where Python drops what the
-    signal raises."""
-    import tqdm
-
-    delete = tqdm.tqdm.__del__
-
-    def signal_and_delete(bar):
-        tqdm.tqdm.__del__ = delete
-        signal.raise_signal(number)
-
-    tqdm.tqdm.__del__ = signal_and_delete
 
 
 def bad_images_after(epoch, value):

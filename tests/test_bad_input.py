@@ -1,4 +1,5 @@
-"""Bad input, as a user would give it: one line that names the cause, exit status 2, no traceback."""
+"""Bad input, as a user would give it: one line that names cause and mend, exit status 2, no traceback, no
+file changed or added. Tables have their own tests, and so has text that is to be an architecture."""
 
 import json
 import os
@@ -6,233 +7,287 @@ import shutil
 import subprocess
 import sys
 
+import forks
 import pytest
 import torch
+from conftest import NB201, ROOT, do, read, save_images, tree
 
+import sample
 import search
-import utils
-from genotypes import SPACES, parse_architecture
+import train
+from genotypes import parse_architecture
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = (
-    "--dataset shapes --image_size 8 --space nasbench201 --init_channels 2 --layers 1 "
-    "--batch_size 496 --epochs 1 --sharpness_images 0"
-)
-
-
-def refused(capsys, *flags, script=search, most=600):
-    """Run a script's own entry in this process; return its one line of error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        utils.run(script.main, script.parse_args([str(flag) for flag in flags]))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "error: " in error and len(error) < most
-    return error
+SMALL = "--dataset folder --data images --image_size 8 --init_channels 2 --layers 1 --epochs 1 --device cpu"
+SEARCH = f"{SMALL} --space nasbench201 --batch_size 4 --neighbors 2"
+TRAIN = f"{SMALL} --arch {NB201} --batch_size 4"
+FILES = f"{SMALL} --dataset imagenet --image_size 64 --layers 3 --workers 0 --batch_size 4"
+SCRIPTS = {"search": (search, SEARCH), "train": (train, TRAIN)}
 
 
-FLAGS = [
-    ("--neighborhood -1", "--neighborhood -1 is out of range: it lies between 0 and 28"),
-    ("--neighborhood 29", "between 0 and 28"),
-    ("--space nasbench201 --neighborhood 7", "between 0 and 6"),
-    ("--neighborhood one", "invalid int value: 'one'"),
-    ("--neighbors 7", "--batch_size 64 cannot be cut into 7 equal groups"),
-    ("--neighbors 0", "--neighbors 0 is out of range"),
-    ("--neighbors 7 --neighbor_batch repeat --weight_step neighbors", "cannot be cut into 7"),
-    ("--agg min", "invalid choice: 'min'"),
-    ("--perturb swap", "invalid choice: 'swap'"),
-    ("--weight_step both", "invalid choice"),
-    ("--exact --space nasbench201 --neighbor_norm shared", "--neighbor_norm has no meaning with --exact"),
-    ("--space nasnet", "invalid choice: 'nasnet'"),
-    ("--dataset mnist", "invalid choice: 'mnist'"),
-    ("--epochs 0", "--epochs 0 is out of range"),
-    ("--batch_size 0", "--batch_size 0 is out of range"),
-    ("--learning_rate nan", "--learning_rate nan is out of range"),
-    ("--learning_rate 0.01 --learning_rate_min 0.02", "between 0 and 0.01"),
-    ("--momentum 1", "--momentum 1.0 is out of range"),
-    ("--train_portion 1", "--train_portion 1.0 is out of range"),
-    ("--layers 2", "--layers 2 is out of range: it lies between 3"),
-    ("--image_size 4", "--image_size 4 is out of range"),
-    ("--seed -1", "--seed -1 is out of range"),
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with images and a finished run of each script."""
+    root = tmp_path_factory.mktemp("world")
+    save_images(root / "images", count=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(search, "sharpness_and_picture", lambda *args: None)
+        for name, (script, flags) in SCRIPTS.items():
+            do(script, flags, "--save", name)
+    return root
+
+
+@pytest.fixture
+def world(runs, tmp_path, monkeypatch):
+    """A copy of that folder, in which the test runs."""
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SEARCH_FLAGS = [
+    # Of the wrong kind, out of range, no choice, unknown
+    ("--neighborhood one", "--neighborhood: invalid int value: 'one'; "),
+    ("--epochs 1.5", "--epochs: invalid int value: '1.5'"),
+    ("--neighborhood -1", "--neighborhood: -1 is out of range: it lies between 0 and 28"),
+    ("--learning_rate nan", "--learning_rate: nan is out of range"),
+    ("--agg min", "--agg: invalid choice: 'min'"),
+    ("--dataset mnist", "--dataset: invalid choice: 'mnist'"),
     ("--neighborhod 1", "unrecognized arguments: --neighborhod 1"),
-    ("--resume one --save two", "leave --save out"),
-    ("--device tpu9", "--device tpu9 is not to be had"),
+    ("--data", "--data: expected one argument"),
+    ("--dataset shapes --device tpu9", "--device tpu9 is not available"),
+    # Against each other
+    ("--space nasbench201 --neighborhood 7", "the space nasbench201 has 6 edges"),
+    ("--neighbors 7", "--batch_size 64 cannot be cut into 7 equal groups"),
+    ("--layers 2", "a network of the darts space has at least 3"),
+    ("--epochs 3 --arch_warmup 3", "--arch_warmup 3 leaves no architecture step in 3 epochs"),
+    ("--unrolled --amp bf16", "--amp bf16 drowns the finite difference of --unrolled"),
+    ("--bench T.csv --space darts", "give --space nasbench201"),
+    ("--bench nowhere.csv", "no table could be read from nowhere.csv"),
+    ("--quick --batch_size 3200", "do not fill a batch of 3200"),
+]
+TRAIN_FLAGS = [
+    ("--drop_path_prob 1", "--drop_path_prob: 1 is out of range"),
+    ("--schedule step", "--schedule: invalid choice: 'step'"),
+    ("--seeds 1 1", "--seeds 1 1: give each seed once"),
+    ("--arch DARTS_V3", "unknown architecture 'DARTS_V3': neither a name (as DARTS_V2"),
+    ("--arch |none~0|", "is not a NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|"),
+    ("--arch images", "no genotype could be read from 'images/genotype.json': it does not exist"),
+    ("--layers 2", "a network of such a cell has at least 3"),
+    ("--dataset imagenet --image_size 32", "takes images of at least 64"),
+    ("--batch_size 8 --accumulate 8", "cannot be cut into 8 equal pieces of two images or more"),
+    ("--accumulate 7", "--batch_size 96 cannot be cut into 7 equal pieces"),
+    ("--nesterov --momentum 0", "--nesterov needs a --momentum"),
+    (f"--arch {NB201} --dataset imagenet", "takes small images"),
+    (f"--arch {NB201} --auxiliary", "--auxiliary: a NAS-Bench-201 network has neither"),
+    ("--eval", "give --resume FOLDER"),
+    ("--dataset shapes --batch_size 5002", "do not fill a batch of 5002"),
+    ("--dataset shapes --valid_portion 0.0001", "holds out none"),
 ]
 
 
-@pytest.mark.parametrize("flags,message", FLAGS, ids=[flags for flags, _ in FLAGS])
-def test_flags(capsys, flags, message):
-    assert message in refused(capsys, *flags.split())
+@pytest.mark.parametrize(
+    "script,flags,message",
+    [(search, *case) for case in SEARCH_FLAGS] + [(train, *case) for case in TRAIN_FLAGS],
+)
+def test_flags(refused, tmp_path, monkeypatch, script, flags, message):
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert message in refused(script, flags)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_neighbors_need_not_divide_the_batch_where_it_is_not_cut():
-    assert search.parse_args("--neighbors 7 --neighbor_batch repeat".split()).neighbors == 7
-    assert search.parse_args([]).neighbors == 16  # and whole neighborhoods where nothing is trained together
-    assert search.parse_args("--algo ls --eval train".split()).neighbors == 0
-    assert search.parse_args("--neighbors 7 --neighborhood 0".split()).neighbors == 7
-
-
-def test_default_statistics_of_neighbors():
+def test_flags_that_follow_from_others():
     for flags, norm in (
         ("", "shared"),
         ("--neighbor_batch repeat", "own"),
         ("--space nasbench201", "own"),
+        ("--bench T.csv", "own"),
         ("--neighbor_norm own", "own"),
     ):
         assert search.parse_args(flags.split()).neighbor_norm == norm
+    # Neighbors need not divide a batch that is not cut.
+    assert search.parse_args("--neighbors 7 --neighbor_batch repeat".split()).neighbors == 7
+    assert search.parse_args("--neighbors 7 --neighborhood 0".split()).neighbors == 7
+    assert search.parse_args("--learning_rate 1e-4".split()).learning_rate_min == 1e-4
 
 
-def test_data_folders(capsys, tmp_path):
-    flags = ["--dataset", "folder", "--save", tmp_path / "run", "--data"]
-    assert f"there is no folder {tmp_path / 'none' / 'train'}" in refused(capsys, *flags, tmp_path / "none")
-    os.makedirs(tmp_path / "empty" / "train")
-    assert "no images in" in refused(capsys, *flags, tmp_path / "empty")
-    os.makedirs(tmp_path / "hollow" / "train" / "cat")
-    assert "no images in" in refused(capsys, *flags, tmp_path / "hollow")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_no_network_for_a_download(capsys, tmp_path, monkeypatch, name):
-    """Whatever the machine's network, the download's own request fails as it does without one."""
-    import urllib.error
-    import urllib.request
-
-    def offline(*args, **kwargs):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    error = refused(capsys, "--dataset", name, "--data", tmp_path, "--save", tmp_path / "run")
-    assert f"{name} is not in {tmp_path} and could not be downloaded" in error and "--dataset folder" in error
-
-
-def test_too_few_images(capsys):
-    assert "do not fill a batch of 3200" in refused(capsys, "--quick", "--batch_size", 3200)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "done"
-    search.main(search.parse_args([*TINY.split(), "--device", "cpu", "--save", str(folder)]))
-    return folder
-
-
-def test_resume_of_another_configuration(capsys, run):
-    before = {name: (run / name).read_bytes() for name in os.listdir(run)}
-    error = refused(capsys, *TINY.split(), "--resume", run, "--seed", 9, "--agg", "max")
-    assert "another configuration" in error and "--agg max (there: mean), --seed 9 (there: 2)" in error
-    assert "holds a run already" in refused(capsys, *TINY.split(), "--save", run)
-    assert before == {name: (run / name).read_bytes() for name in os.listdir(run)}
-
-
-def test_resume_with_fewer_epochs_than_done(capsys, tmp_path):
-    flags = ["--device", "cpu"]
-    search.main(search.parse_args([*TINY.split(), *flags, "--epochs", "2", "--save", str(tmp_path / "run")]))
-    capsys.readouterr()
-    error = refused(capsys, *TINY.split(), *flags, "--resume", tmp_path / "run")
-    assert "--epochs 1 is less than the 2 that" in error
-
-
-def test_resume_on_other_images(capsys, tmp_path):
-    from PIL import Image
-
-    for data, shade in (("one", 10), ("two", 90)):
-        for name in ("cat", "dog"):
-            os.makedirs(tmp_path / data / "train" / name)
-            for k in range(6):
-                Image.new("RGB", (8, 8), (shade + k, 0, 0)).save(
-                    tmp_path / data / "train" / name / f"{k}.png"
-                )
-    flags = "--dataset folder --image_size 8 --space nasbench201 --init_channels 2 --layers 1 --epochs 1"
-    flags = [*flags.split(), "--batch_size", "4", "--neighbors", "2", "--data", str(tmp_path / "one")]
-    search.main(search.parse_args([*flags, "--save", str(tmp_path / "run")]))
-    capsys.readouterr()
-    flags[-1] = str(tmp_path / "two")
-    assert "its images are not those of --data" in refused(capsys, *flags, "--resume", tmp_path / "run")
-    os.remove(tmp_path / "two" / "train" / "cat" / "0.png")
-    for k in range(1, 5):
-        os.remove(tmp_path / "two" / "train" / "cat" / f"{k}.png")
-    assert "the class cat has too few images" in refused(capsys, *flags, "--batch_size", 3, "--neighbors", 3)
-
-
-def test_a_log_that_cannot_be_written(capsys, tmp_path):
-    os.makedirs(tmp_path / "run" / "log.txt")
-    assert "log.txt" in refused(capsys, *TINY.split(), "--save", tmp_path / "run")
-
-
-def damage_cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def damage_bit(path):
-    """One bit of alpha, which torch.load takes without a word."""
-    data = bytearray(path.read_bytes())
-    alpha = torch.load(path, weights_only=True)["model"]["alpha"].numpy().tobytes()
-    data[data.index(alpha) + 1] ^= 4
-    path.write_bytes(data)
-
-
-DAMAGE = {
-    "one bit": damage_bit,
-    "old pickle": lambda path: path.write_text(".hello world"),
-    "parts of other kinds": lambda path: torch.save({"args": [], "epoch": 1, "rows": []}, path),
-    "empty": lambda path: path.write_bytes(b""),
-    "cut": damage_cut,
-    "noise": lambda path: path.write_bytes(bytes(range(256)) * 40),
-    "other data": lambda path: torch.save([1, 2], path),
-    "parts missing": lambda path: torch.save(
-        {name: value for name, value in torch.load(path, weights_only=True).items() if name != "model"}, path
+IMAGES = {
+    "no folder": (lambda root: shutil.rmtree(root / "train"), "there is no folder"),
+    "an empty class": (lambda root: [p.unlink() for p in (root / "train/dark").iterdir()], "no images in"),
+    "one class": (lambda root: shutil.rmtree(root / "train/dark"), "has one class, light: a classifier"),
+    "noise": (
+        lambda root: (root / "train/dark/3.png").write_bytes(bytes(range(256))),
+        "train/dark/3.png is not an image that can be read",
     ),
-    "code": lambda path: torch.save({"epoch": os.system}, path),
-    "gone": lambda path: path.unlink(),
+}
+TESTS = {  # seen by train.py alone
+    "missing": (lambda root: shutil.rmtree(root / "val"), "there is no folder images/val"),
+    "another class": (
+        lambda root: os.rename(root / "val/dark", root / "val/fox"),
+        "different classes (dark, fox in one of them alone): give both the same folders",
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_checkpoint(capsys, run, tmp_path, kind):
-    shutil.copytree(run, tmp_path / "copy")
-    DAMAGE[kind](tmp_path / "copy" / "checkpoint.pt")
-    error = refused(capsys, *TINY.split(), "--resume", tmp_path / "copy")
-    assert "checkpoint" in error and (
-        "start the run anew" in error or "--resume takes" in error or "is not a" in error
-    )
+@pytest.mark.parametrize("kind", [*IMAGES, *TESTS])
+def test_images(world, refused, kind):
+    damage, message = (IMAGES | TESTS)[kind]
+    damage(world / "images")
+    readers = [(search, SEARCH)] if kind in IMAGES else []
+    for i, (script, flags) in enumerate([*readers, (train, TRAIN), (train, FILES)]):
+        assert message in refused(script, flags, "--save", f"new{i}")
 
 
-def test_genotype_files(run, tmp_path):
-    with pytest.raises(ValueError, match="architecture of the space nasbench201, not of darts"):
-        parse_architecture(str(run), SPACES["darts"])
-    data = json.loads((run / "genotype.json").read_text())
-    data["arch"] = "|nor_conv_3x3~0|+|nor_conv3x3~0|none~1|+|none~0|none~1|none~2|"
-    (tmp_path / "genotype.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="unknown operation 'nor_conv3x3': did you mean nor_conv_3x3"):
-        parse_architecture(str(tmp_path))
+def test_too_few_images(world, refused):
+    shutil.rmtree(world / "images")
+    save_images(world / "images", ("cat",), count=8)
+    save_images(world / "images", ("dog",), count=1)
+    few = "--batch_size 3 --neighbors 3"
+    assert "the class dog has too few images" in refused(search, f"{SEARCH} {few}", "--save", "new")
+    for flags in (TRAIN, FILES):
+        error = refused(train, f"{flags} --batch_size 2 --valid_portion 0.6", "--save", "new")
+        assert "leaves none of the class dog to train on" in error
+    assert "do not fill a batch of 4" in refused(train, f"{TRAIN} --valid_portion 0.9", "--save", "new")
 
 
-def test_as_a_real_process(tmp_path):
-    command = [sys.executable, os.path.join(ROOT, "search.py"), "--resume", str(tmp_path / "nothing")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 2 and done.stdout == "" and os.listdir(tmp_path) == []
-    assert done.stderr.startswith("search.py: error: there is no checkpoint") and done.stderr.count("\n") == 1
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-BAD_GENOTYPES = [
-    ([], "usage: genotypes.py ARCH"),
-    (["DARTS_V2", "nasbench201"], "'DARTS_V2' is an architecture of the space darts, not of nasbench201"),
-    (["genotype.json", "darts"], "an architecture of the space nasbench201, not of darts"),
-    (["DARTS_V3"], "DARTS_V2"),
-    (["|nor_conv3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"], "did you mean nor_conv_3x3"),
-]
+def one_bit(path):
+    """Of a weight, which torch.load takes without a word."""
+    data = bytearray(path.read_bytes())
+    weight = torch.load(path, weights_only=True)["model"]["classifier.weight"].numpy().tobytes()
+    data[data.index(weight) + 1] ^= 4
+    path.write_bytes(data)
 
 
-@pytest.mark.parametrize("words,message", BAD_GENOTYPES, ids=[str(i) for i in range(len(BAD_GENOTYPES))])
-def test_genotypes_as_a_real_process(run, words, message):
-    command = [sys.executable, os.path.join(ROOT, "genotypes.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=run, timeout=120)
-    assert done.returncode == 2 and done.stdout == ""
-    assert message in done.stderr and done.stderr.count("\n") == 1
+def changed(path, **parts):
+    torch.save({**torch.load(path, weights_only=True), **parts}, path)
 
 
-def test_genotypes_prints_what_a_search_found(run):
-    command = [sys.executable, os.path.join(ROOT, "genotypes.py"), str(run), "nasbench201"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and parse_architecture(done.stdout) == parse_architecture(str(run))
+CHECKPOINTS = {
+    "gone": (lambda path: path.unlink(), "there is no checkpoint"),
+    "cut": (cut, "is damaged or not a checkpoint"),
+    "one bit": (one_bit, "do not match their checksums"),
+    "code": (lambda path: changed(path, more=os.system), "it is not all tensors and plain data"),
+    "no model": (lambda path: changed(path, model={}), "the checkpoint does not fit this run"),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_damaged_checkpoints(world, refused, name, kind):
+    damage, message = CHECKPOINTS[kind]
+    damage(world / name / "checkpoint.pt")
+    before = tree(world)
+    for more in ("", "--eval") if name == "train" else ("",):
+        error = refused(SCRIPTS[name][0], f"--resume {name} {more}")
+        assert message in error and "start the run anew" in error
+    assert tree(world) == before
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_damaged_flags(world, refused, name):
+    path = world / name / "args.json"
+    saved = json.loads(path.read_text())
+    script = SCRIPTS[name][0]
+    path.write_text(path.read_text()[:50])
+    assert "args.json cannot be read" in refused(script, f"--resume {name}")
+    path.write_text(json.dumps({**saved, "momentum": 7}))
+    assert "--momentum: 7 is out of range" in refused(script, f"--resume {name}")
+    path.unlink()
+    assert f"{name} is not a run folder: there is no args.json in it" in refused(script, f"--resume {name}")
+
+
+def test_runs_of_another_kind(world, refused):
+    before = tree(world)
+    for name, (script, flags) in SCRIPTS.items():
+        assert "holds a run already: choose another --save" in refused(script, flags, "--save", name)
+        error = refused(script, f"--resume {name} --momentum 0.5 --seed 9")
+        assert "another configuration: --momentum 0.5 (there: 0.9), --seed 9 (there: " in error
+        assert "--epochs: 0 is out of range" in refused(script, f"--resume {name} --epochs 0")
+        assert f"is a run of {name}.py, not of sample.py" in refused(sample, f"--resume {name}")
+        assert "there is no checkpoint nowhere" in refused(script, "--resume nowhere")
+        assert "--resume goes on in its own folder: leave --save out" in refused(
+            script, f"--resume {name} --save two"
+        )
+    assert "give the folder of one seed" in refused(train, "--eval --resume train --seeds 0")
+    assert "is a run of search.py, not of train.py" in refused(train, "--resume search")
+    assert "is a run of train.py, not of search.py" in refused(search, "--resume train")
+    assert tree(world) == before
+
+
+def test_fewer_epochs_than_done(world, refused):
+    for name, (script, _) in SCRIPTS.items():
+        do(script, f"--resume {name} --epochs 2")
+        before = tree(world)
+        error = refused(script, f"--resume {name} --epochs 1")
+        assert "--epochs 1 is less than the 2 that are done" in error and tree(world) == before
+
+
+def test_resume_on_other_images(world, refused):
+    shutil.rmtree(world / "images")
+    save_images(world / "images", count=5, size=(9, 9))
+    for name, (script, _) in SCRIPTS.items():
+        error = refused(script, f"--resume {name} --epochs 2")
+        assert "the checkpoint does not fit this run (its images are not those of --data)" in error
+
+
+def test_places_that_cannot_be_written(world, refused):
+    (world / "file").write_text("")
+    os.makedirs(world / "new" / "log.txt")
+    for script, flags in SCRIPTS.values():
+        assert "file cannot be written" in refused(script, flags, "--save", "file")
+        assert "log.txt cannot be written (Is a directory)" in refused(script, flags, "--save", "new")
+        shutil.rmtree(world / "new")
+        os.makedirs(world / "new" / "log.txt")
+
+
+@pytest.mark.parametrize(
+    "command,status,message",
+    [
+        ("search.py --epochs 0", 2, "search.py: error: argument --epochs: 0 is out of range"),
+        ("train.py --resume nowhere", 2, "train.py: error: there is no checkpoint nowhere"),
+        ("search.py --algo rs", 2, "search.py: error: give one evaluator: --bench FILE"),
+        ("genotypes.py", 2, "genotypes.py: error: usage: genotypes.py ARCH"),
+        ("genotypes.py DARTS_V2 nasbench201", 2, "of the space darts, not of nasbench201"),
+        ("genotypes.py DARTS_V3", 2, "genotypes.py: error: unknown architecture 'DARTS_V3'"),
+        ("genotypes.py search darts", 2, "of the space nasbench201, not of darts"),
+        ("genotypes.py search", 0, ""),
+    ],
+)
+def test_scripts(world, command, status, message):
+    before = tree(world)
+    script, *flags = command.split()
+    done = forks.run(script, *flags, cwd=world)
+    assert (done.status, done.err.count("\n")) == (status, 1 if status else 0) and message in done.err
+    if not status:
+        assert parse_architecture(done.out) == parse_architecture("search")
+    assert tree(world) == before
+
+
+def test_a_process_that_is_not_forked(world):
+    command = [sys.executable, os.path.join(ROOT, "search.py"), "--epochs", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=world)
+    forked = forks.run("search.py", "--epochs", "0", cwd=world)
+    assert (done.returncode, done.stdout, done.stderr) == tuple(forked) and done.returncode == 2
+
+
+def test_too_little_memory(world):
+    """Half a gigabyte more than the process has is too little for what this asks for."""
+    flags = f"{SEARCH} --save new --dataset shapes --image_size 1024 --batch_size 64".split()
+    done = forks.run("search.py", *flags, cwd=world, before=["forks.little_memory", 2**29])
+    assert done.status == 2 and done.err.count("\n") == 1, done.err
+    assert "out of memory" in done.err and "choose a smaller --batch_size, --image_size" in done.err
+    assert not (world / "new").exists()
+
+
+def test_search_hands_over_to_sample(tmp_path, table):
+    flags = ["--algo", "rs", "--bench", table, "--samples", 5, "--save"]
+    for script in ("search.py", "sample.py"):
+        done = forks.run(script, *flags, script, cwd=tmp_path)
+        assert done.status == 0, done.err
+    assert read(tmp_path / "search.py" / "result.json") == read(tmp_path / "sample.py" / "result.json")

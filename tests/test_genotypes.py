@@ -2,10 +2,10 @@
 
 import collections
 import json
-import time
 
 import pytest
 import torch
+from conftest import STRINGS
 
 from genotypes import (
     NAMED,
@@ -32,11 +32,6 @@ CELLS = {
     "NASNet": "s51 s30 s50 s30 ap1 sk0 ap0 ap0 s31 sk1 23456 / s51 s70 mp1 s70 ap1 s50 sk3 ap2 s32 mp1 456",
     "AmoebaNet": "ap0 mp1 s30 s52 s30 ap3 s31 sk1 sk0 ap1 456 / ap0 s31 mp0 s72 s70 ap1 mp0 mp1 c70 s35 346",
 }
-STRINGS = [  # architectures 0, 11 and 284 of the official table
-    "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|",
-    "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|nor_conv_3x3~1|avg_pool_3x3~2|",
-    "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|none~0|nor_conv_1x1~1|none~2|",
-]
 each_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 
@@ -50,26 +45,12 @@ def mixture(space, seed, boost_none=0, levels=0):
 
 
 def refused(text, space=None):
-    """The message with which a text is refused: one line of bounded length, and at once."""
-    start = time.perf_counter()
+    """The message with which a text is refused: one line of bounded length."""
     with pytest.raises(ValueError) as info:
         parse_architecture(text, space)
     message = str(info.value)
-    assert time.perf_counter() - start < 5
     assert len(message.splitlines()) == 1 and len(message) < 600
     return message
-
-
-def test_spaces():
-    convs = "sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5"
-    assert " ".join(DARTS.ops) == f"none max_pool_3x3 avg_pool_3x3 skip_connect {convs}"  # DARTS's own order
-    assert DARTS.cells == ("normal", "reduce") and len(DARTS.edges) == 14
-    assert DARTS.edges[:5] == ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3)) and DARTS.edges[-1] == (4, 5)
-    assert " ".join(NB201.ops) == "none skip_connect nor_conv_1x1 nor_conv_3x3 avg_pool_3x3"
-    assert NB201.cells == ("cell",) and len(NB201.ops) ** len(NB201.edges) == 15_625
-    assert (
-        " ".join(f"{target}<-{source}" for source, target in NB201.edges) == "1<-0 2<-0 2<-1 3<-0 3<-1 3<-2"
-    )
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -102,16 +83,6 @@ def test_read_cell_of_darts(boost_none, levels):
         assert (arch.normal, arch.reduce) == (plain_cell(p[0].tolist()), plain_cell(p[1].tolist()))
         assert arch.normal_concat == arch.reduce_concat == (2, 3, 4, 5)
         assert "none" not in operations(arch)
-
-
-def test_read_cell_of_darts_by_hand():
-    p = torch.full((2, 14, 8), 0.001)
-    p[..., 0] = 0.993
-    p[1, 13, 7], p[1, 10, 4] = 0.003, 0.002  # edges 5<-4 and 5<-1 of the reduction cell
-    arch = read_cell(DARTS, p)
-    first = (("max_pool_3x3", 0), ("max_pool_3x3", 1))  # the rest ties: first operation, first edges
-    assert arch.normal == first * 4
-    assert arch.reduce == first * 3 + (("dil_conv_5x5", 4), ("sep_conv_3x3", 1))
 
 
 def test_read_cell_of_nasbench201():
@@ -200,25 +171,6 @@ def test_nothing_is_evaluated(form, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "Genotype(" + "[" * 4000 + "]" * 4000 + ")",
-        "Genotype(" + "-" * 9000 + "1, 2, 3, 4)",
-        "Genotype(" + "+".join(["1"] * 4000) + ", 2, 3, 4)",
-        repr(V2).replace("(2, 3, 4, 5)", "range(2, 1000000000000000)"),
-        repr(V2).replace("(2, 3, 4, 5)", "range(-1000000000000000, 6)"),
-        repr(V2).replace(", 0)", ", 9**9**9)", 1),
-        repr(V2).replace(", ", "," + " " * 10_000),
-        "x" * 1_000_000,
-        "|none~0" * 100_000,
-    ],
-    ids=lambda text: f"{text[:12]}-{len(text)}",
-)
-def test_hostile_text_is_refused_quickly(text):
-    refused(text)
-
-
-@pytest.mark.parametrize(
     "text,hint",
     [
         ("DARTS_V3", "(as DARTS_V2, DARTS_V1, DARTS_HERE)"),
@@ -260,21 +212,14 @@ def test_errors_say_where_a_genotype_is_wrong(old, new, hint):
     assert hint in refused(repr(V2).replace(old, new, 1))
 
 
-@pytest.mark.parametrize("text,right,wrong", [("DARTS_V2", DARTS, NB201), (STRINGS[0], NB201, DARTS)])
-def test_architecture_of_the_other_space(text, right, wrong, tmp_path):
-    (tmp_path / "genotype.json").write_text(json.dumps(to_json(parse_architecture(text, right))))
-    for source in (text, str(tmp_path)):
-        assert f"space {right.name}, not of {wrong.name}" in refused(source, wrong)
-
-
 @pytest.mark.parametrize(
     "content,hint",
     [
         (None, "does not exist"),
         ('{"space": "darts", "arch": {', "not what a search writes"),
-        ("[" * 100_000, "not what a search writes"),
         ('{"space": "darts"}', "not what a search writes"),
         ('{"space": "nasbench101", "arch": ""}', "known are darts, nasbench201"),
+        ('{"space": ["darts"], "arch": ""}', "known are darts, nasbench201"),
         ('{"space": "darts", "arch": "DARTS_V2"}', "exactly normal, normal_concat, reduce, reduce_concat"),
         (json.dumps(to_json(V2)).replace("sep_conv_3x3", "sep_conv3x3", 1), "did you mean sep_conv_3x3"),
         ('{"space": "nasbench201", "arch": null}', "not a NAS-Bench-201 architecture"),
@@ -312,17 +257,3 @@ def test_random_architectures_are_uniform():
     for e in range(6):
         assert uniform([ops[e] for ops in cells], 5)
     assert uniform([(ops[0], ops[5]) for ops in cells], 25)
-
-
-@pytest.mark.parametrize("space", [[], {}, 3, "nas"])
-def test_json_of_an_unknown_space(space, tmp_path):
-    (tmp_path / "genotype.json").write_text(json.dumps({"space": space, "arch": ""}))
-    with pytest.raises(ValueError, match="known are darts, nasbench201"):
-        parse_architecture(str(tmp_path))
-
-
-def test_long_nasbench201_text_is_refused_quickly():
-    started = time.perf_counter()
-    with pytest.raises(ValueError, match="not a NAS-Bench-201 architecture"):
-        parse_architecture("|" + "a" * 200_000)
-    assert time.perf_counter() - started < 2

@@ -1,51 +1,37 @@
-"""RS, NA-RS, LS and NA-LS whose evaluations are trainings: search.py --eval train."""
+"""RS, NA-RS, LS and NA-LS whose evaluations are trainings: sample.py --eval train."""
 
-import csv
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import builtins
+import shlex
 
 import pytest
 import torch
-from test_bad_input import refused
-from test_train import PARTED, ROOT, torchrun
+from conftest import do, outcome, read
+from forks import PARTED, torchrun
 
-import search
+import sample
 import train
-import utils
 from genotypes import SPACES, discrete_ops, from_indices, parse_architecture, random_architecture, to_indices
 from neighborhood import ball_shifts, discrete_neighbors
 
+pytestmark = pytest.mark.usefixtures("few_shapes")
 TINY = (
-    "--eval train --dataset shapes --image_size 8 --init_channels 2 --batch_size 300 --eval_epochs 2 "
-    "--device cpu"
+    "--eval train --dataset shapes --image_size 8 --init_channels 2 --batch_size 300 --epochs 2 --device cpu"
 )
 NB201 = f"--algo rs --space nasbench201 --layers 1 --neighbors 3 --budget 9 {TINY}"
 DARTS = f"--algo rs --space darts --layers 3 --neighbors 2 --samples 2 {TINY}"
 
 
-@pytest.fixture(autouse=True)
-def few_shapes(monkeypatch):
-    """A quarter of the synthetic set, for speed."""
-    draw = utils.draw_shapes
-    monkeypatch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 4, size, seed))
-
-
 def run(folder, flags, *more):
-    """Run the script in this process; returns its evaluations, in order, and its result."""
-    search.main(search.parse_args([*flags.split(), "--save", str(folder), *map(str, more)]))
-    return outcome(folder)
+    do(sample, flags, "--save", folder, *more)
+    return evaluations(folder)
 
 
-def outcome(folder):
-    with open(folder / "evaluations.csv", newline="") as file:
-        header, *rows = csv.reader(file)
-    assert header == ["arch", "shapes_valid_2"] and len(dict(rows)) == len(rows)  # none doubled
-    assert not [name for name in os.listdir(folder) if name.startswith("evaluating-") or ".tmp" in name]
-    return rows, json.loads((folder / "result.json").read_text())
+def evaluations(folder):
+    """The evaluations of a search, in order: (architecture, accuracy) as text; and its result."""
+    rows = [tuple(row.values()) for row in read(folder / "evaluations.csv")]
+    assert list(read(folder / "evaluations.csv")[0]) == ["arch", "shapes_valid_2"]
+    assert len(dict(rows)) == len(rows)  # none doubled
+    return rows, outcome(folder).result
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -54,7 +40,7 @@ def test_indices_of_architectures(name):
     for _ in range(50):
         arch = random_architecture(space, g)
         assert from_indices(space, to_indices(arch)) == arch
-    E, O = search.edge_count(space), len(discrete_ops(space))  # noqa: E741
+    E, O = sample.edge_count(space), len(discrete_ops(space))  # noqa: E741
     assert (E, O) == {"nasbench201": (6, 5), "darts": (16, 7)}[name]
     around = discrete_neighbors(to_indices(arch), ball_shifts(E, O, 1).tolist(), O)
     assert len({from_indices(space, a) for a in around}) == 1 + E * (O - 1)
@@ -75,50 +61,43 @@ def test_neighbors_of_a_genotype_change_one_operation_and_no_input():
 
 @pytest.mark.parametrize("flags", [NB201, DARTS], ids=["nasbench201", "darts"])
 def test_an_evaluation_is_a_training_of_train_py(tmp_path, flags):
-    rows, result = run(tmp_path / "search", flags)
+    rows, result = run(tmp_path / "a search", flags)
     assert result["evaluations"] == len(rows) and result["algo"] == "NA-RS"
     found = dict(rows).get(result["arch"])  # of sampled neighbors the center need not be one
     assert result["columns"]["shapes_valid_2"]["mean"] == (found and float(found))
     arch, accuracy = rows[1]
-    same = (
-        "--dataset shapes --image_size 8 --init_channels 2 --batch_size 300 --epochs 2 --device cpu --seed 2"
-    )
-    layers = 1 if flags == NB201 else 3
-    more = [
-        "--arch",
-        arch,
-        "--save",
-        str(tmp_path / "train"),
-        "--valid_portion",
-        "0.5",
-        "--layers",
-        str(layers),
-    ]
-    train.main(train.parse_args([*same.split(), *more]))
-    with open(tmp_path / "train" / "metrics.csv", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
+    words = ["--arch", arch, "--save", tmp_path / "train", "--layers", 1 if flags == NB201 else 3]
+    do(train, f"{TINY.removeprefix('--eval train')} --seed 2 --valid_portion 0.5", *words)
+    last = outcome(tmp_path / "train").rows[-1]
     assert float(last["valid_top1"]) == float(accuracy)
-    log = (tmp_path / "search" / "log.txt").read_text()
+    log = (tmp_path / "a search" / "log.txt").read_text()
     assert f"{arch}: {float(accuracy):.2f} %, training loss {float(last['train_loss']):.4f}, " in log
-    # The folder is what train.py --arch takes.
-    assert parse_architecture(str(tmp_path / "search")) == parse_architecture(result["arch"])
+    # The command that it prints trains what was found, on the same images.
+    [command] = [line.partition("train it with: ")[2] for line in log.splitlines() if "train it with" in line]
+    args = train.parse_args(shlex.split(command)[2:])
+    assert parse_architecture(args.arch) == parse_architecture(result["arch"])
+    assert (args.dataset, args.image_size) == ("shapes", 8)
 
 
-def test_the_file_is_a_table(tmp_path):
-    rows, _ = run(tmp_path / "search", NB201)
-    table = utils.load_table(tmp_path / "search" / "evaluations.csv")
-    found = search.accuracies(table, rows[0][0])
-    assert found == {"shapes_valid_2": float(rows[0][1])}
-    assert table["shapes_valid_2"].isfinite().sum() == len(rows)
+def test_all_other_flags_are_those_of_train_py(refused):
+    args = sample.parse_args("--eval train --space nasbench201".split())
+    flags = sample.training_args(args)
+    assert (flags.epochs, flags.valid_portion) == (12, 0.5)
+    assert (flags.batch_size, flags.learning_rate, flags.nesterov) == (256, 0.1, True)  # the space's recipe
+    words = "--epochs 40 --valid_portion 0.2 --schedule linear --label_smooth 0.1 --no-cutout --seed 5"
+    flags = sample.training_args(sample.parse_args(f"--eval train --space darts {words}".split()))
+    assert (flags.epochs, flags.valid_portion, flags.schedule) == (40, 0.2, "linear")
+    assert (flags.label_smooth, flags.cutout, flags.seed, flags.init_channels) == (0.1, False, 5, 36)
+    assert "unrecognized arguments: --epoch 40" in refused(sample, "--eval train --epoch 40")
+    assert "unrecognized arguments: --epochs 40" in refused(sample, "--bench T.csv --epochs 40")
 
 
 @pytest.mark.parametrize("algo", ["rs", "ls"])
 def test_an_interrupted_search_goes_on(tmp_path, monkeypatch, algo):
-    """Stopped inside a training, between one and its line, and after a line of which a part is written."""
+    """Stopped inside a training, between one and its line, and where a part of a line is written."""
     flags = NB201.replace("--algo rs", f"--algo {algo}") + " --repeats 2"
     whole = run(tmp_path / "whole", flags)
-    epoch, append = train.train_epoch, utils.append_evaluation
-    calls = {"epochs": 0, "lines": 0}
+    epoch, calls = train.train_epoch, {"epochs": 0, "lines": 0}
 
     def counted_epoch(*args):
         calls["epochs"] += 1
@@ -126,69 +105,50 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch, algo):
             raise KeyboardInterrupt
         return epoch(*args)
 
-    def counted_append(path, arch, value):
-        calls["lines"] += 1
-        if calls["lines"] == 4:
-            raise KeyboardInterrupt
-        append(path, arch, value)
-        if calls["lines"] == 6:
-            with open(path, "a") as file:
+    def counted_open(path, mode="r", **more):
+        file = builtins.open(path, mode, **more)
+        if mode == "a" and str(path).endswith("evaluations.csv"):
+            calls["lines"] += 1
+            if calls["lines"] == 4:
+                raise KeyboardInterrupt
+            if calls["lines"] == 6:
                 file.write("|nor_conv_3x3~0|+|no")
-            raise KeyboardInterrupt
+                file.close()
+                raise KeyboardInterrupt
+        return file
 
     monkeypatch.setattr(train, "train_epoch", counted_epoch)
-    monkeypatch.setattr(utils, "append_evaluation", counted_append)
+    monkeypatch.setattr(sample, "open", counted_open, raising=False)
     folder = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
         run(folder, flags)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            search.main(search.parse_args(["--resume", str(folder)]))
-    search.main(search.parse_args(["--resume", str(folder)]))
-    parts = outcome(folder)
-    assert parts == whole
-    assert calls["epochs"] == 2 * len(whole[0]) + 1  # no epoch was trained twice, but for the one cut short
-
-
-def test_a_real_kill(tmp_path):
-    flags = [*NB201.split(), "--save", str(tmp_path / "run"), "--eval_epochs", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, os.path.join(ROOT, "search.py")]
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    process = subprocess.Popen([*command, *flags], **quiet)
-    lines, deadline = b"", time.time() + 120
-    while lines.count(b"\n") < 4 and time.time() < deadline:
-        time.sleep(0.02)
-        if (tmp_path / "run" / "evaluations.csv").exists():
-            lines = (tmp_path / "run" / "evaluations.csv").read_bytes()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = (tmp_path / "run" / "evaluations.csv").read_bytes()
-    assert before.count(b"\n") >= 4 and not (tmp_path / "run" / "result.json").exists()
-    subprocess.run([*command, "--resume", str(tmp_path / "run")], check=True, timeout=300, **quiet)
-    rows, result = outcome(tmp_path / "run")
-    assert (tmp_path / "run" / "evaluations.csv").read_bytes().startswith(before)
-    assert len(rows) == result["evaluations"] == 9
+            do(sample, "", "--resume", folder)
+    do(sample, "", "--resume", folder)
+    assert evaluations(folder) == whole
+    # None was trained twice but for those cut short: 2 epochs of the first, and all of two whose line was.
+    assert calls["epochs"] == 2 * len(whole[0]) + 2 + 4
 
 
 def test_a_larger_budget_goes_on(tmp_path):
     run(tmp_path / "one", NB201.replace("--budget 9", "--budget 6"))
-    search.main(search.parse_args(["--resume", str(tmp_path / "one"), "--budget", "9"]))
-    assert outcome(tmp_path / "one") == run(tmp_path / "two", NB201)
+    do(sample, "--budget 9", "--resume", tmp_path / "one")
+    assert evaluations(tmp_path / "one") == run(tmp_path / "two", NB201)
 
 
 SHARED = """
 import os
-import search, utils
+import sample, utils
 draw = utils.draw_shapes
 utils.draw_shapes = lambda n, size, seed: draw(n // 4, size, seed)
-trained = search.trained_accuracy
+trained = sample.trained_accuracy
 def noted(*args):
     with open("who", "a") as file:
         file.write(os.environ["RANK"] + "\\n")
     return trained(*args)
-search.trained_accuracy = noted
-utils.run(search.main, search.parse_args())
+sample.trained_accuracy = noted
+utils.run(sample.main, sample.parse_args())
 """
 
 
@@ -198,25 +158,22 @@ def test_processes_share_the_work(tmp_path):
     rows, result = run(tmp_path / "alone", flags)
     done = torchrun(tmp_path, "shared.py", *flags.split(), "--save", tmp_path / "together")
     assert done.returncode == 0, done.stderr
-    theirs, their_result = outcome(tmp_path / "together")
+    theirs, their_result = evaluations(tmp_path / "together")
     assert sorted(theirs) == sorted(rows) and their_result == result
     who = (tmp_path / "who").read_text().split()
     assert len(who) == len(rows) and abs(who.count("0") - who.count("1")) <= 1
-    log = (tmp_path / "together" / "log.txt").read_text()
-    assert all(log.count(f"{arch}: ") == 1 for arch, _ in rows) and "2 x cpu" in log
-    refusal = torchrun(tmp_path, "shared.py", "--quick")
-    assert refusal.returncode != 0 and "torchrun shares the work of --eval train alone" in refusal.stderr
+    assert "2 x cpu" in (tmp_path / "together" / "log.txt").read_text()
 
 
-def test_processes_do_not_share_a_batch(monkeypatch):
-    """So their number need not divide it; train.py's does."""
+def test_processes_do_not_share_a_batch(refused, monkeypatch):
+    """So their number need not divide it; train.py's does. A table is searched by one process."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    args = search.parse_args("--algo rs --eval train --space nasbench201".split())
-    assert args.batch_size == 256 and search.training_args(args, "DARTS_V2").batch_size == 256
-    with pytest.raises(SystemExit):
-        train.parse_args("--arch DARTS_V2 --batch_size 256".split())
+    args = sample.parse_args("--algo rs --eval train --space nasbench201".split())
+    assert sample.training_args(args).batch_size == 256
+    assert "cannot be cut into 3 equal pieces" in refused(train, "--batch_size 256")
+    assert "torchrun shares the work of --eval train alone" in refused(sample, "--bench T.csv")
 
 
 def test_a_training_that_diverges_counts_as_zero(tmp_path, capsys, monkeypatch):
@@ -234,59 +191,42 @@ def test_a_training_that_diverges_counts_as_zero(tmp_path, capsys, monkeypatch):
     assert [float(value) == 0 for _, value in rows] == [False, True, False]
     assert f"{rows[1][0]}: 0 %, since the loss is not finite at step 1 of epoch 1" in capsys.readouterr().out
     mean = sum(100 - float(value) for _, value in rows) / 3
-    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
-        assert float(next(csv.DictReader(file))["score"]) == pytest.approx(mean)
+    assert float(outcome(tmp_path / "run").rows[0]["score"]) == pytest.approx(mean)
 
 
 FLAGS = [
-    ("--eval train", "--eval trains what --algo rs and ls draw"),
-    (f"{NB201} --bench T.csv", "leave one of them out"),
-    (f"{NB201} --eval_epochs 0", "--eval_epochs 0 is out of range"),
-    (f"{NB201} --train_portion 0.05", "--train_portion 0.05 is out of range"),
+    (f"{NB201} --bench T.csv", "give one evaluator"),
+    (f"{NB201} --epochs 0", "--epochs: 0 is out of range: it lies between 1"),
     (f"{NB201} --budget 2", "does not cover a neighborhood of 3"),
-    (f"{NB201} --init_channels 1", "--init_channels 1 is out of range: it lies between 2"),
-    (f"{DARTS} --neighborhood 17", "between 0 and 16"),
+    (f"{DARTS} --neighborhood 17", "17 is out of range: it lies between 0 and 16"),
     (f"{DARTS} --neighborhood 5 --neighbors 0", "has 36,449,665 members in the space darts"),
     (f"{DARTS} --budget 96 --neighbors 0 --samples 1", "does not cover a neighborhood of 97"),
     (f"{NB201} --batch_size 700", "625 training images do not fill a batch of 700"),
-    ("--algo rs --space darts", "--bench FILE --space nasbench201, or --eval train"),
 ]
 
 
 @pytest.mark.parametrize("flags,message", FLAGS)
-def test_flags(capsys, tmp_path, monkeypatch, flags, message):
+def test_flags(refused, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    assert message in refused(capsys, *flags.split())
-    assert not os.listdir(tmp_path)
+    assert message in refused(sample, flags)
+    assert not list(tmp_path.iterdir())
 
 
-DAMAGE = {
-    "": "it is empty",
-    "arch,shapes_valid_12\n": "its columns are arch, shapes_valid_12",
-    "arch,shapes_valid_2\n|none~0|,3\n": "is not a NAS-Bench-201 architecture",
-    "arch,shapes_valid_2\nDARTS_V2,3.0\n": "of the space darts",
-    "arch,shapes_valid_2\n{0},nan\n": "has no percentage",
-    "arch,shapes_valid_2\n{0},101\n": "has no percentage",
-    "arch,shapes_valid_2\n{0},1\n{0},1\n": "twice",
-    "arch,shapes_valid_2\n{0}\n": "cannot be read",
-}
-
-
-def test_resuming_what_does_not_fit(capsys, tmp_path):
-    rows, _ = run(tmp_path / "run", NB201)
+def test_resuming_what_does_not_fit(refused, tmp_path):
+    run(tmp_path / "run", NB201)
     path = tmp_path / "run" / "evaluations.csv"
     good = path.read_bytes()
-    for text, message in DAMAGE.items():
-        path.write_text(text.format(rows[0][0]))
-        damaged = path.read_bytes()
-        assert message in refused(capsys, "--resume", tmp_path / "run"), text
-        assert path.read_bytes() == damaged
-    path.write_bytes(bytes(range(256)))
-    assert "cannot be read" in refused(capsys, "--resume", tmp_path / "run")
-    path.unlink()
-    assert "cannot be read" in refused(capsys, "--resume", tmp_path / "run")
+    damage = {
+        "arch,shapes_valid_12\n": "its columns are arch, shapes_valid_12",
+        "arch,shapes_valid_2\n|none~0|,3\n": "is not a NAS-Bench-201 architecture",
+        "arch,shapes_valid_2\nDARTS_V2,3.0\n": "of the space darts",
+    }
+    for text, message in damage.items():
+        path.write_text(text)
+        assert message in refused(sample, "", "--resume", tmp_path / "run")
+        assert path.read_text() == text
     path.write_bytes(good)
-    for flags in (["--eval_epochs", "3"], ["--seed", "3"], ["--algo", "ls"], ["--init_channels", "4"]):
-        assert "another configuration" in refused(capsys, "--resume", tmp_path / "run", *flags)
-    assert "holds a run already" in refused(capsys, *NB201.split(), "--save", tmp_path / "run")
+    for flags in ("--epochs 3", "--seed 3", "--algo ls", "--init_channels 4"):
+        assert "another configuration" in refused(sample, flags, "--resume", tmp_path / "run")
+    assert "holds a run already" in refused(sample, NB201, "--save", tmp_path / "run")
     assert path.read_bytes() == good

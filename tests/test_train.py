@@ -1,63 +1,29 @@
-"""Training: recipes, resuming, the protocol, several processes, bad input."""
+"""Training: recipes, resuming, the protocol, several processes, images from files."""
 
-import functools
 import json
 import os
-import re
 import shutil
 import statistics
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import forks
 import pytest
-import test_bad_input
-import test_search
 import torch
 import torch.nn.functional as F
-from test_bad_input import DAMAGE
-from test_utils import save_images
+from conftest import NB201, TRAIN, check_same, do, outcome, read, same, save_images, tree
+from forks import PARTED, torchrun
 
 import model
 import train
 import utils
 from genotypes import NAMED, SPACES, Genotype, format_architecture, random_architecture, to_json
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-NB201 = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|"
-TINY = "--dataset shapes --image_size 8 --init_channels 4 --layers 3 --batch_size 640 --device cpu"
-
-
-@pytest.fixture(autouse=True)
-def few_shapes(monkeypatch):
-    """A quarter of the synthetic set, for speed."""
-    draw = utils.draw_shapes
-    monkeypatch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 4, size, seed))
+pytestmark = pytest.mark.usefixtures("few_shapes")
 
 
 def run_train(folder, *flags):
-    """Run the script in this process; returns its checkpoint, metrics and result."""
-    train.main(train.parse_args([*TINY.split(), "--save", str(folder), *map(str, flags)]))
+    do(train, TRAIN, "--save", folder, *flags)
     return outcome(folder)
-
-
-def outcome(folder):
-    """A run's checkpoint, metrics and result."""
-    return *test_search.outcome(folder), json.loads((folder / "result.json").read_text())
-
-
-def check_same(whole, parts):
-    """Checkpoints, metrics and results of two runs are the same to the bit, but for times and folders."""
-    for name in whole[0].keys() - {"rows", "args"}:
-        assert test_search.same(whole[0][name], parts[0][name]), name
-    assert whole[1] == parts[1]
-    without_time = [{k: v for k, v in run[2].items() if k != "seconds"} for run in (whole, parts)]
-    assert without_time[0] == without_time[1]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Flags
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_recipes_are_the_defaults():
@@ -91,12 +57,6 @@ def test_what_arch_takes(tmp_path):
     assert train.parse_args(["--arch", NB201]).arch == NB201
 
 
-def test_no_more_workers_than_the_cores_given(monkeypatch):
-    for given in ({3}, {0, 5, 6}, set(range(9))):
-        monkeypatch.setattr("os.sched_getaffinity", lambda process, given=given: given, raising=False)
-        assert train.parse_args([]).workers == min(4, len(given))
-
-
 def test_schedules():
     cosine, linear, exponential = (train.SCHEDULE[name] for name in ("cosine", "linear", "exponential"))
     weight = torch.nn.Parameter(torch.zeros(1))
@@ -119,13 +79,11 @@ def test_learning_rates_of_a_run(tmp_path):
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_steps_are_those_of_a_plain_loop(tmp_path, nesterov):
     """Two epochs of one step: loss with smoothing and auxiliary head, clipping, SGD, cosine schedule."""
-    flags = (
-        "--batch_size 1200 --epochs 2 --learning_rate 0.3 --weight_decay 0.01 --momentum 0.5 --grad_clip 0.5 "
-    )
-    flags += "--label_smooth 0.2 --auxiliary_weight 0.7 --drop_path_prob 0 --arch DARTS_V2 --seed 4"
+    flags = "--seed 4 --batch_size 1200 --epochs 2 --learning_rate 0.3 --weight_decay 0.01 --momentum 0.5 "
+    flags += "--grad_clip 0.5 --label_smooth 0.2 --auxiliary_weight 0.7 --drop_path_prob 0 --arch DARTS_V2"
     flags = [*flags.split(), *(["--nesterov"] if nesterov else [])]
     checkpoint, rows, _ = run_train(tmp_path / "run", *flags)
-    args = train.parse_args([*TINY.split(), *flags])
+    args = train.parse_args([*TRAIN.split(), *flags])
     g = utils.generator(4, 1)
     batches, _, _ = train.load_train(args, torch.device("cpu"), [slice(0, 1200)], g, slice(None))
     torch.manual_seed(4)
@@ -155,11 +113,6 @@ def test_drop_path_grows_over_the_epochs(tmp_path, monkeypatch):
     assert sorted(set(used)) == pytest.approx([0.1, 0.2])  # none in the first epoch, as in DARTS
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Resuming and evaluation
-# ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("flags", ["", "--valid_portion 0.3 --accumulate 2", f"--arch {NB201} --layers 1"])
 def test_interrupted_training_goes_on_to_the_same_result(tmp_path, monkeypatch, flags):
     """A run of 3 epochs that dies in the second, and is resumed without any other flag, equals an undisturbed
@@ -174,36 +127,21 @@ def test_interrupted_training_goes_on_to_the_same_result(tmp_path, monkeypatch, 
             raise KeyboardInterrupt
         return evaluate(*args)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train, "evaluate", dies)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(train.parse_args([*TINY.split(), *flags, "--save", str(tmp_path / "parts")]))
+        run_train(tmp_path / "parts", *flags)
     assert not (tmp_path / "parts" / "result.json").exists()
-    train.main(train.parse_args(["--resume", str(tmp_path / "parts")]))
+    do(train, "", "--resume", tmp_path / "parts")
     check_same(whole, outcome(tmp_path / "parts"))
     assert len(whole[1]) == 3 and whole[0]["epoch"] == 3
-    assert sorted(os.listdir(tmp_path / "parts")) == [
-        "args.json", "checkpoint.pt", "log.txt", "metrics.csv", "result.json",
-    ]  # fmt: skip
-
-
-def test_another_seed_gives_another_run_and_the_same_seed_the_same(tmp_path):
-    runs = [run_train(tmp_path / str(i), "--epochs", 1, "--seed", seed) for i, seed in enumerate((0, 0, 1))]
-    check_same(runs[0], runs[1])
-    assert runs[0][1] != runs[2][1]
-
-
-def test_more_epochs_are_logged(tmp_path, capsys):
-    run_train(tmp_path / "run", "--epochs", 1)
-    train.main(train.parse_args(["--resume", str(tmp_path / "run"), "--epochs", "2"]))
-    assert "--epochs was 1: the schedule follows the new number" in capsys.readouterr().out
-    assert [row["epoch"] for row in outcome(tmp_path / "run")[1]] == ["1", "2"]
+    names = "args.json checkpoint.pt log.txt metrics.csv result.json"
+    assert sorted(os.listdir(tmp_path / "parts")) == names.split()
 
 
 @pytest.mark.parametrize("portion", [0, 0.3])
 def test_eval_reproduces_the_test_accuracy(tmp_path, capsys, portion):
     _, _, result = run_train(tmp_path / "run", "--epochs", 2, "--valid_portion", portion)
-    before = {name: (tmp_path / "run" / name).read_bytes() for name in os.listdir(tmp_path / "run")}
+    before = tree(tmp_path / "run")
     shutil.copy(tmp_path / "run" / "checkpoint.pt", tmp_path / "file.pt")
     for source in ("run", "file.pt"):
         capsys.readouterr()
@@ -211,106 +149,81 @@ def test_eval_reproduces_the_test_accuracy(tmp_path, capsys, portion):
         scores = train.train(args, 0, 1, torch.device("cpu"))
         assert scores == {name: result[f"test_{name}"] for name in ("loss", "top1", "top5")}
         assert f"test top-1 {result['test_top1']:.2f} %" in capsys.readouterr().out
-    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in os.listdir(tmp_path / "run")}
+    assert before == tree(tmp_path / "run")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The protocol
-# ------------------------------------------------------------------------------------------------------------
-
-
-def test_scores_are_those_of_a_plain_computation():
+def test_scores_are_those_of_a_plain_computation(monkeypatch):
+    """And those of two processes that share the set, once both have their sums."""
     torch.manual_seed(0)
-    table, labels = torch.randn(50, 7), torch.randint(7, (50,))
+    table, labels, totals = torch.randn(50, 7), torch.randint(7, (50,)), []
 
-    class Lookup(torch.nn.Module):
+    class Lookup(torch.nn.Linear):
         def forward(self, x):
             assert not self.training
             return table[x], None
 
-    batches = [(part, labels[part]) for part in torch.arange(50).split(8)]
-    scores = train.evaluate(Lookup(), batches, train.nullcontext)
+    def all_reduce(total):
+        totals.append(total.clone())
+        total.copy_(sum(totals))
+
+    network, batches = Lookup(1, 1), [(part, labels[part]) for part in torch.arange(50).split(8)]
+    scores = train.evaluate(network, batches, train.nullcontext)
     rank = (table > table.gather(1, labels[:, None])).sum(1)
     assert scores["top1"] == 100 * (rank == 0).sum().item() / 50
     assert scores["top5"] == 100 * (rank < 5).sum().item() / 50
     assert scores["loss"] == pytest.approx(F.cross_entropy(table, labels).item(), rel=1e-6)
+    monkeypatch.setattr(train, "dist", SimpleNamespace(all_reduce=all_reduce))
+    shared = [train.evaluate(network, batches[k::2], train.nullcontext, world=2) for k in range(2)]
+    assert shared[1] == pytest.approx(scores, rel=1e-9) and shared[0] != shared[1]
 
 
-def scripted(monkeypatch, tops):
-    """Let evaluations give these accuracies in turn; returns the list of the sets' sizes that were used."""
-    used, tops = [], iter(tops)
+def test_held_out_part_chooses_the_epoch_and_the_test_set_is_used_once(tmp_path, monkeypatch):
+    used, tops = [], iter([10.0, 30.0, 20.0, 30.0, 99.0])
 
     def evaluate(network, batches, autocast, world):
         used.append(sum(len(y) for _, y in batches))
         return dict(loss=1.0, top1=next(tops), top5=50.0)
 
     monkeypatch.setattr(train, "evaluate", evaluate)
-    return used
-
-
-def test_held_out_part_chooses_the_epoch_and_the_test_set_is_used_once(tmp_path, monkeypatch):
-    used = scripted(monkeypatch, [10.0, 30.0, 20.0, 30.0, 99.0])
     checkpoint, rows, result = run_train(tmp_path / "run", "--epochs", 4, "--valid_portion", 0.3)
     held_out, test = 1250 - checkpoint["data"]["images"][0], 250
     assert used == [held_out] * 4 + [test] and held_out == checkpoint["data"]["images"][1]
     assert (result["epoch"], result["valid_top1"], result["test_top1"]) == (2, 30.0, 99.0)
     assert "test_top1" not in rows[0] and rows[1]["valid_top1"] == "30.0"
     assert checkpoint["best"]["epoch"] == 2
-    assert not test_search.same(checkpoint["best"]["model"], checkpoint["model"])
-
-
-def test_without_a_held_out_part_the_last_epoch_counts(tmp_path, monkeypatch):
-    used = scripted(monkeypatch, [10.0, 30.0, 20.0])
-    _, rows, result = run_train(tmp_path / "run", "--epochs", 3)
-    assert used == [250] * 3 and [row["test_top1"] for row in rows] == ["10.0", "30.0", "20.0"]
-    assert (result["epoch"], result["test_top1"]) == (3, 20.0)
+    assert not same(checkpoint["best"]["model"], checkpoint["model"])
 
 
 def test_no_training_image_is_held_out_or_left_out(tmp_path):
-    args = train.parse_args([*TINY.split(), "--valid_portion", "0.3", "--batch_size", "50"])
+    args = train.parse_args([*TRAIN.split(), "--valid_portion", "0.3", "--batch_size", "50"])
     g = utils.generator(0, 1)
     batches, valid, data = train.load_train(args, torch.device("cpu"), [slice(0, 50)], g, slice(None))
     held_out = torch.cat(valid.parts)
     both = torch.cat([held_out, batches.index])
-    assert torch.equal(both.sort().values, torch.arange(1250)) and data["images"] == [
-        len(batches.index),
-        len(held_out),
-    ]
-    assert abs(len(held_out) - 375) < 10
+    assert torch.equal(both.sort().values, torch.arange(1250)) and abs(len(held_out) - 375) < 10
+    assert data["images"] == [len(batches.index), len(held_out)]
 
 
-def test_seeds(tmp_path, monkeypatch):
-    tops = [20.0, 30.0, 60.0]
-    scripted(monkeypatch, tops)
-    folder = tmp_path / "runs"
-    flags = [*TINY.split(), "--epochs", "1", "--seeds", "3", "0", "7"]
-    train.main(train.parse_args([*flags, "--save", str(folder)]))
-    result = json.loads((folder / "result.json").read_text())
-    assert result["seeds"] == [3, 0, 7] and result["test_top1"]["values"] == tops
-    assert result["test_top1"]["mean"] == pytest.approx(sum(tops) / 3)
+def test_seeds(tmp_path):
+    """Each is a training of its own; a run that died between two of them goes on."""
+    whole, parts, flags = tmp_path / "whole", tmp_path / "parts", f"{TRAIN} --epochs 2 --seeds 3 1"
+    do(train, flags, "--save", whole)
+    result = read(whole / "result.json")
+    runs = {seed: outcome(whole / f"seed-{seed}") for seed in (3, 1)}
+    tops = [run.result["test_top1"] for run in runs.values()]
+    assert result["seeds"] == [3, 1] and result["test_top1"]["values"] == tops and tops[0] != tops[1]
+    assert result["test_top1"]["mean"] == pytest.approx(sum(tops) / 2)
     assert result["test_top1"]["std"] == pytest.approx(statistics.stdev(tops))
-    seeds = [json.loads((folder / f"seed-{seed}" / "args.json").read_text())["seed"] for seed in (3, 0, 7)]
-    assert seeds == [3, 0, 7]
-
-
-def test_seeds_go_on_where_they_stopped(tmp_path, monkeypatch):
-    whole = tmp_path / "whole"
-    flags = [*TINY.split(), "--epochs", "2", "--seeds", "0", "1"]
-    train.main(train.parse_args([*flags, "--save", str(whole)]))
-    parts = tmp_path / "parts"
+    check_same(runs[1], run_train(tmp_path / "alone", "--epochs", 2, "--seed", 1))
     shutil.copytree(whole, parts)
-    shutil.rmtree(parts / "seed-1")  # as if it had died between the seeds
+    shutil.rmtree(parts / "seed-1")
     os.remove(parts / "result.json")
-    train.main(train.parse_args(["--resume", str(parts)]))
-    for seed in (0, 1):
-        check_same(outcome(whole / f"seed-{seed}"), outcome(parts / f"seed-{seed}"))
-    assert json.loads((whole / "result.json").read_text()) == json.loads((parts / "result.json").read_text())
+    do(train, "", "--resume", parts)
+    check_same(runs[1], outcome(parts / "seed-1"))
+    assert read(parts / "result.json") == result
     with pytest.raises(utils.BadInput, match="holds a run already"):
-        train.main(train.parse_args([*flags, "--save", str(whole), "--learning_rate", "1"]))
-    assert json.loads((whole / "args.json").read_text())["learning_rate"] == 0.025  # as it was
-    # A seed alone is the same training.
-    alone = run_train(tmp_path / "alone", "--epochs", 2, "--seed", 1)
-    check_same(outcome(whole / "seed-1"), alone)
+        do(train, flags, "--learning_rate", 1, "--save", whole)
+    assert read(whole / "args.json")["learning_rate"] == 0.025  # as it was
 
 
 def test_what_a_run_reports(tmp_path, capsys):
@@ -322,55 +235,9 @@ def test_what_a_run_reports(tmp_path, capsys):
     assert (result["parameters"], result["parameters_with_auxiliary"]) == (size - head, size)
     assert result["macs"] == train.count_macs(network, 8)
     assert f"{size - head:,} parameters" in printed and f"{result['macs']:,} MACs" in printed
-    assert list(rows[0]) == [
-        "epoch", "learning_rate", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5",
-    ]  # fmt: skip
+    names = "epoch learning_rate train_loss train_top1 test_loss test_top1 test_top5"
+    assert list(rows[0]) == names.split()
     assert result["test_top5"] > result["test_top1"] and result["name"] == "DARTS_V2"
-
-
-def test_it_learns(tmp_path, monkeypatch):
-    """Noise in ten colors is told apart, in either kind of network."""
-
-    def colors(n, size, seed):
-        g = torch.Generator().manual_seed(seed)
-        palette = torch.randint(256, (10, 3), generator=torch.Generator().manual_seed(5)).float()
-        labels = torch.randint(10, (500,), generator=g)
-        images = palette[labels][:, None, None] + 30 * torch.randn(500, size, size, 3, generator=g)
-        return images.clamp(0, 255).to(torch.uint8), labels, list(map(str, range(10)))
-
-    monkeypatch.setattr(utils, "draw_shapes", colors)
-    for name, arch, flags in (("a", "DARTS_V1", "--no-cutout"), ("b", NB201, "--layers 1")):
-        flags = ["--arch", arch, *flags.split(), "--batch_size", 25, "--epochs", 4, "--learning_rate", 0.1]
-        _, rows, result = run_train(tmp_path / name, *flags, "--init_channels", 8)
-        assert result["test_top1"] > 80
-        assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Pieces and processes
-# ------------------------------------------------------------------------------------------------------------
-
-
-def torchrun(tmp_path, script, *flags, processes=2):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(processes),
-    ]
-    command += [str(script), *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=environment)
-
-
-# At the end of a script: the group is gone, so that none of its threads runs into the interpreter's end.
-PARTED = """
-import pathlib
-threads = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
-assert not [name for name in threads if "gloo" in name], threads
-"""
 
 
 # The script in float64, where rounding does not grow to something visible, and on a quarter of the pictures.
@@ -386,65 +253,34 @@ utils.run(train.main, train.parse_args())
 
 
 def test_two_processes_equal_one_that_accumulates(tmp_path):
-    """Two processes with a piece each, and two with two each, against one process with as many pieces."""
-    script = tmp_path / "double.py"
+    """Two processes with two pieces of a batch each, against one process with four."""
+    script, together, alone = (tmp_path / name for name in ("double.py", "together", "alone"))
     script.write_text(DOUBLE + PARTED)
-    flags = "--dataset shapes --image_size 8 --init_channels 4 --layers 3 --device cpu --batch_size 300"
-    flags = [*flags.split(), "--drop_path_prob", 0, "--epochs", 2, "--arch", "DARTS_V1"]
-    for pieces in (1, 2):
-        together, alone = tmp_path / f"together{pieces}", tmp_path / f"alone{pieces}"
-        both = torchrun(tmp_path, script, *flags, "--save", together, "--accumulate", pieces)
-        assert both.returncode == 0, both.stderr
-        done = forks.run(str(script), *flags, "--save", alone, "--accumulate", 2 * pieces, cwd=tmp_path)
-        assert done.status == 0, done.err
-        (a, a_rows, _), (b, b_rows, _) = outcome(together), outcome(alone)
-        for x, y in zip(a_rows, b_rows, strict=True):
-            assert float(x["train_loss"]) == pytest.approx(float(y["train_loss"]), rel=1e-9)
-            assert x["train_top1"] == y["train_top1"]
-        network = train.NETWORKS["cifar"](4, 10, 3, True, NAMED["DARTS_V1"])
-        for name, _ in network.named_parameters():  # running statistics are the mean over processes instead
-            assert torch.allclose(a["model"][name], b["model"][name], rtol=1e-7, atol=1e-9), name
-        # One process alone writes: a line an epoch, and no file but those of a run.
-        log = (together / "log.txt").read_text().splitlines()
-        assert len(log) == 4 and both.stdout.count("epoch 1:") == 1
-        assert sorted(os.listdir(together)) == sorted(os.listdir(alone))
-    # Evaluation shares the test set between the processes: the same accuracy.
-    result = outcome(alone)[2]
-    done = torchrun(tmp_path, script, "--eval", "--resume", alone)
-    scores = [result[f"test_{name}"] for name in ("top1", "top5", "loss")]
-    line = "test top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f}".format(*scores)
-    assert done.stdout.count(line) == 1, done.stdout + done.stderr
-
-
-DYING = """
-import os, sys
-import train, utils
-if os.environ["RANK"] == "1":
-    train.evaluate = lambda *args: os._exit(7)
-utils.run(train.main, train.parse_args())
-"""
-
-
-def test_a_dead_worker_ends_the_job(tmp_path):
-    (tmp_path / "dying.py").write_text(DYING)
-    flags = "--dataset shapes --image_size 8 --init_channels 2 --layers 3 --device cpu --batch_size 2000"
-    done = torchrun(
-        tmp_path, tmp_path / "dying.py", *flags.split(), "--epochs", 3, "--save", tmp_path / "run"
-    )
-    assert done.returncode != 0
-    assert "exitcode  : 7" in done.stderr and not (tmp_path / "run" / "result.json").exists()
+    flags = [*TRAIN.split(), "--batch_size", 300, "--drop_path_prob", 0, "--epochs", 2, "--arch", "DARTS_V1"]
+    both = torchrun(tmp_path, script, *flags, "--save", together, "--accumulate", 2)
+    assert both.returncode == 0, both.stderr
+    done = forks.run(str(script), *flags, "--save", alone, "--accumulate", 4, cwd=tmp_path)
+    assert done.status == 0, done.err
+    (a, a_rows, _), (b, b_rows, _) = outcome(together), outcome(alone)
+    for x, y in zip(a_rows, b_rows, strict=True):
+        assert float(x["train_loss"]) == pytest.approx(float(y["train_loss"]), rel=1e-9)
+        assert x["train_top1"] == y["train_top1"]
+    network = train.NETWORKS["cifar"](4, 10, 3, True, NAMED["DARTS_V1"])
+    for name, _ in network.named_parameters():  # running statistics are the mean over processes instead
+        assert torch.allclose(a["model"][name], b["model"][name], rtol=1e-7, atol=1e-9), name
+    # One process alone writes: a line an epoch, and no file but those of a run.
+    log = (together / "log.txt").read_text().splitlines()
+    assert len(log) == 4 and both.stdout.count("epoch 1:") == 1
+    assert sorted(os.listdir(together)) == sorted(os.listdir(alone))
 
 
 def test_parts_that_get_no_gradient():
-    assert not train.some_parts_are_unused(NAMED["NASNet"]) and not train.some_parts_are_unused(
-        NAMED["DARTS_V1"]
-    )
     assert train.some_parts_are_unused(NB201)
     dead = NAMED["DARTS_V2"]._replace(normal_concat=(2, 3, 4))
     assert train.some_parts_are_unused(dead)
     one_input = Genotype((("skip_connect", 1),) * 2, (2,), (("skip_connect", 0), ("skip_connect", 1)), (2,))
     assert train.some_parts_are_unused(one_input)
-    for arch in (dead, one_input, NAMED["NASNet"]):
+    for arch in (dead, one_input, NAMED["NASNet"], NAMED["DARTS_V1"]):
         network = train.NETWORKS["cifar"](4, 10, 3, False, arch)
         network(torch.randn(2, 3, 8, 8))[0].sum().backward()
         assert train.some_parts_are_unused(arch) == any(w.grad is None for w in network.parameters())
@@ -460,7 +296,8 @@ def test_a_compiled_network_trains_alike(tmp_path, monkeypatch):
         return compile(network, backend="aot_eager")
 
     monkeypatch.setattr(torch, "compile", traced)
-    flags = ["--epochs", 2, "--drop_path_prob", 0.3]
+    small = Genotype((("skip_connect", 0), ("sep_conv_3x3", 1)), (2,), (("skip_connect", 0),) * 2, (2,))
+    flags = ["--epochs", 2, "--drop_path_prob", 0.3, "--no-auxiliary", "--arch", format_architecture(small)]
     plain, fast = (run_train(tmp_path / str(len(more)), *flags, *more) for more in ([], ["--compile"]))
     assert len(compiled) == 1 and plain[0]["model"].keys() == fast[0]["model"].keys()
     for a, b in zip(plain[1], fast[1], strict=True):
@@ -475,248 +312,95 @@ def test_autocast_is_close_to_float32(tmp_path, amp):
     assert float(low["train_loss"]) == pytest.approx(float(exact["train_loss"]), rel=0.01)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Images that are read from files
-# ------------------------------------------------------------------------------------------------------------
+FILES = "--dataset imagenet --image_size 64 --init_channels 4 --layers 3 --device cpu"
 
 
 @pytest.fixture
 def image_folder(tmp_path):
-    save_images(tmp_path / "images", classes=("cat", "dog", "owl"), count=6, size=(90, 70))
+    save_images(tmp_path / "images", ("cat", "dog", "owl"), count=6, test_count=6, size=(90, 70))
     return tmp_path / "images"
 
 
-def test_file_batches_do_not_depend_on_workers_or_pieces(image_folder):
-    files = utils.ImageFiles(image_folder / "train", 64, train=True)
+def test_batches_from_files(image_folder):
+    """Each image once an epoch, in an order that the epoch's number gives, whatever the number of workers,
+    pieces and processes; the same pixels for the same number of workers."""
+    data = utils.image_folder(image_folder / "train", train.imagenet_transform(64, train=True))
+    index = torch.arange(1, 18)
     norm = dict(device=torch.device("cpu"), mean=torch.zeros(3), std=torch.ones(3))
+    names = [path for path, _ in data.samples]
+    data.loader = lambda path, load=data.loader: seen.append(names.index(path)) or load(path)
 
-    def batches(workers, parts):
-        g = utils.generator(0, 1)
-        return utils.FileBatches(files, torch.arange(1, 18), 8, g, parts, workers, **norm)
+    def epoch(number, size, workers=0, **more):
+        """The images that are read, if it is without workers, and the batches."""
+        seen.clear()
+        torch.manual_seed(number)  # as training does: without workers what is drawn is drawn here
+        batches = train.FileBatches(data, index, size, workers, seed=4, **norm, **more)
+        assert len(batches) == 17 // 8
+        batches.start_epoch(number)
+        return seen, [next(batches) for _ in range(len(batches))]
 
-    halves = [slice(0, 4), slice(4, 8)]
-    alone, spread = batches(0, [slice(0, 8)]), batches(2, halves)
-    second = batches(0, halves[1:])
-    assert len(alone) == 2
     seen = []
-    for _ in range(4):  # two rounds
-        [(x, y)], pieces, [(x2, y2)] = next(alone), next(spread), next(second)
-        assert torch.equal(x, torch.cat([piece[0] for piece in pieces])) and x.shape == (8, 3, 64, 64)
-        assert torch.equal(y, torch.cat([piece[1] for piece in pieces]))
-        assert torch.equal(x2, x[4:]) and torch.equal(y2, y[4:])
-        seen.append(x)
-    assert not torch.equal(seen[0], seen[2])
-    state = alone.state_dict()
-    again = batches(0, [slice(0, 8)])
-    again.load_state_dict(state)
-    assert torch.equal(next(again)[0][0], next(alone)[0][0])
+    first, whole = list(epoch(1, 8)[0]), epoch(1, 8)[1]
+    assert len(set(first)) == 16 and set(first) <= set(index.tolist())
+    assert [y.tolist() for [(_, y)] in whole] == [[data.targets[i] for i in first[k : k + 8]] for k in (0, 8)]
+    assert whole[0][0][0].shape == (8, 3, 64, 64)
+    assert list(epoch(2, 8)[0]) != first
+    again, spread, other = epoch(1, 8)[1], epoch(1, 8, workers=1)[1], epoch(1, 8, workers=1)[1]
+    for one, same_one, two, same_two in zip(whole, again, spread, other, strict=True):
+        assert torch.equal(one[0][0], same_one[0][0]) and torch.equal(two[0][0], same_two[0][0])
+        assert torch.equal(one[0][1], two[0][1])
+    assert list(epoch(1, 4, pieces=2)[0]) == first
+    pieces = epoch(1, 4, pieces=2)[1]
+    assert [len(batch) for batch in pieces] == [2, 2] and torch.equal(pieces[1][1][1], whole[1][0][1][4:])
+    shares = [list(epoch(1, 4, shard=slice(rank, None, 2))[0]) for rank in (0, 1)]
+    assert set(shares[0][:4] + shares[1][:4]) == set(first[:8]) and not set(shares[0]) & set(shares[1])
 
 
-def test_training_from_files_and_resuming(image_folder, tmp_path, monkeypatch):
-    flags = (
-        f"--dataset imagenet --data {image_folder} --image_size 64 --init_channels 4 --layers 3 --workers 0 "
-    )
-    flags += "--batch_size 4 --valid_portion 0.3 --epochs 3 --device cpu"
-    flags = flags.split()
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train.main(train.parse_args([*flags, "--save", str(whole)]))
-    train.main(train.parse_args([*flags, "--save", str(parts), "--epochs", "1"]))
+def test_training_from_files_and_resuming(image_folder, tmp_path):
+    flags = f"{FILES} --data {image_folder} --workers 1 --batch_size 4 --valid_portion 0.3 --epochs"
+    do(train, f"{flags} 3", "--save", tmp_path / "whole")
+    do(train, f"{flags} 1", "--save", tmp_path / "parts")
     # The schedule of the first epoch is the same: no decay yet, and warming up.
-    train.main(train.parse_args(["--resume", str(parts), "--epochs", "3"]))
-    check_same(outcome(whole), outcome(parts))
+    do(train, "--epochs 3", "--resume", tmp_path / "parts")
+    check_same(outcome(tmp_path / "whole"), outcome(tmp_path / "parts"))
 
 
-def test_broken_image_is_named(image_folder, tmp_path, capsys):
+def test_a_broken_image_is_named(image_folder, tmp_path, refused):
     (image_folder / "train" / "dog" / "1.png").write_bytes(b"no image")
-    flags = (
-        f"--dataset imagenet --data {image_folder} --image_size 64 --init_channels 4 --layers 3 --epochs 1 "
-    )
-    flags += f"--batch_size 18 --device cpu --save {tmp_path / 'run'}"
-    for workers in ("0", "1"):
-        error = refused(capsys, *flags.split(), "--workers", workers)
+    for workers in (0, 1):
+        flags = f"{FILES} --data {image_folder} --epochs 1 --batch_size 18 --workers {workers}"
+        error = refused(train, flags, "--save", tmp_path / f"run{workers}")
         assert "dog/1.png is not an image that can be read" in error
-        shutil.rmtree(tmp_path / "run")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Bad input
-# ------------------------------------------------------------------------------------------------------------
-
-
-refused = functools.partial(test_bad_input.refused, script=train, most=1000)  # it may name two genotypes
-
-
-FLAGS = [
-    ("--arch DARTS_V3", "unknown architecture 'DARTS_V3'"),
-    ("--arch |none~0|", "is not a NAS-Bench-201 architecture"),
-    ("--dataset mnist", "invalid choice: 'mnist'"),
-    ("--epochs 0", "--epochs 0 is out of range"),
-    ("--layers 2", "--layers 2 is out of range: it lies between 3"),
-    ("--image_size 4", "--image_size 4 is out of range"),
-    ("--dataset imagenet --image_size 32", "it lies between 64 and 1024"),
-    ("--cutout_length 33", "--cutout_length 33 is out of range: it lies between 2 and 32"),
-    ("--drop_path_prob 1", "--drop_path_prob 1.0 is out of range"),
-    ("--learning_rate nan", "--learning_rate nan is out of range"),
-    ("--valid_portion 1", "--valid_portion 1.0 is out of range"),
-    ("--schedule step", "invalid choice: 'step'"),
-    ("--amp fp8", "invalid choice: 'fp8'"),
-    ("--batch_size 8 --accumulate 8", "batch norm wants two images in a piece"),
-    ("--quick --dataset imagenet", "--image_size 16 is out of range"),
-    ("--device meta --dataset shapes", "--device meta is not to be had"),
-    ("--accumulate 7", "--batch_size 96 cannot be cut into 7 equal pieces"),
-    ("--seeds 1 1", "give each seed once"),
-    ("--seeds", "expected at least one argument"),
-    ("--nesterov --momentum 0", "--nesterov needs a --momentum"),
-    (f"--arch {NB201} --dataset imagenet", "takes small images"),
-    (f"--arch {NB201} --auxiliary", "has no auxiliary head"),
-    (f"--arch {NB201} --drop_path_prob 0.1", "has no drop path"),
-    ("--eval", "give --resume"),
-    ("--resume no/such/run", "there is no checkpoint no/such/run"),
-    ("--eval --resume no/such/run", "there is no checkpoint no/such/run"),
-    ("--device tpu9 --dataset shapes", "--device tpu9 is not to be had"),
-    ("--dataset folder --data no/such/folder", "there is no folder no/such/folder/train"),
-    ("--dataset shapes --batch_size 2000", "do not fill a batch of 2000"),
-    ("--dataset shapes --valid_portion 0.001", "holds out none"),
-]
-
-
-@pytest.mark.parametrize("flags,message", FLAGS, ids=[flags for flags, _ in FLAGS])
-def test_flags(capsys, tmp_path, monkeypatch, flags, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in refused(capsys, *flags.split())
-    assert os.listdir(tmp_path) == []
-
-
-def test_data_folders(capsys, tmp_path):
-    flags = ["--image_size", 64, "--save", tmp_path / "run", "--data", tmp_path / "images", "--dataset"]
-    save_images(tmp_path / "images", classes=("cat",))
-    for dataset in ("folder", "imagenet"):
-        assert "has one class, cat" in refused(capsys, *flags, dataset)
-    shutil.rmtree(tmp_path / "images")
-    save_images(tmp_path / "images", count=60)
-    os.rename(tmp_path / "images" / "val" / "dog", tmp_path / "images" / "val" / "fox")
-    for dataset in ("folder", "imagenet"):
-        error = refused(capsys, *flags, dataset, "--batch_size", 24)
-        assert "different classes (dog, fox in one of them alone)" in error
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "done"
-    with pytest.MonkeyPatch.context() as patch:
-        draw = utils.draw_shapes
-        patch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 4, size, seed))
-        run_train(folder, "--epochs", 1)
-    return folder
-
-
-def test_resume_of_another_configuration(capsys, run):
-    before = {name: (run / name).read_bytes() for name in os.listdir(run)}
-    error = refused(capsys, "--resume", run, "--seed", 9)
-    assert "another configuration: --seed 9 (there: 0)" in error
-    for more in ([], ["--eval"]):
-        error = refused(capsys, "--resume", run, "--arch", "DARTS_V2", *more)
-        assert "another configuration: --arch Genotype(normal=(('sep_conv_3x3', 0)" in error
-    assert "holds a run already" in refused(capsys, *TINY.split(), "--save", run)
-    assert "only --eval takes a checkpoint file" in refused(capsys, "--resume", run / "checkpoint.pt")
-    assert "leave --save out" in refused(capsys, "--resume", run, "--save", "elsewhere")
-    assert before == {name: (run / name).read_bytes() for name in os.listdir(run)}
-
-
-BAD_FLAGS = {
-    "cut": ("{", "args.json cannot be read"),
-    "a list": ("[0]", "is not a run of"),
-    "empty": ("{}", "is not a run of"),
-    "no epochs": ({"epochs": None}, "is not a run of .* \\(epochs\\)"),
-    "a number for a name": ({"arch": 5}, "is not a run of .* \\(arch\\)"),
-    "no list of seeds": ({"seeds": 3}, "is not a run of .* \\(seeds\\)"),
-    "an unknown choice": ({"schedule": "step"}, "is not a run of .* \\(schedule\\)"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_FLAGS)
-def test_flags_of_a_run_that_cannot_be_read(capsys, run, tmp_path, kind):
-    shutil.copytree(run, tmp_path / "copy")
-    content, message = BAD_FLAGS[kind]
-    if isinstance(content, dict):
-        content = json.dumps({**json.loads((run / "args.json").read_text()), **content})
-    (tmp_path / "copy" / "args.json").write_text(content)
-    for more in ([], ["--eval"]):
-        assert re.search(message, refused(capsys, "--resume", tmp_path / "copy", *more))
-    assert (tmp_path / "copy" / "args.json").read_text() == content
-
-
-def test_a_search_is_no_training_run(capsys, tmp_path):
-    test_search.run_search(tmp_path / "found", "--epochs", 1)
-    for more in ([], ["--eval"]):
-        assert "is not a run of" in refused(capsys, "--resume", tmp_path / "found", *more)
-        assert "is not a run of" in refused(
-            capsys, "--resume", tmp_path / "found" / "checkpoint.pt", "--eval"
-        )
-    before = {name: (tmp_path / "found" / name).read_bytes() for name in os.listdir(tmp_path / "found")}
-    for flags in ([], ["--seeds", "0"]):
-        assert "holds a run already" in refused(capsys, *TINY.split(), *flags, "--save", tmp_path / "found")
-    assert before == {
-        name: (tmp_path / "found" / name).read_bytes() for name in os.listdir(tmp_path / "found")
-    }
-
-
-def tree(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def test_refused_commands_leave_the_runs_of_seeds_alone(capsys, run, tmp_path):
-    flags = [*TINY.split(), "--epochs", "2", "--seeds", "0"]
-    seeds = tmp_path / "seeds"
-    train.main(train.parse_args([*flags, "--save", str(seeds)]))
-    capsys.readouterr()
-    before = tree(seeds), tree(run)
-    assert "--learning_rate 1.0 (there: 0.025)" in refused(capsys, "--resume", seeds, "--learning_rate", 1)
-    assert "--epochs 1 is less than the 2" in refused(capsys, "--resume", seeds, "--epochs", 1)
-    assert "holds a run already" in refused(capsys, *TINY.split(), "--save", seeds)
-    assert "holds a run already" in refused(capsys, *TINY.split(), "--seeds", 5, "--save", seeds)
-    assert "holds a run already" in refused(capsys, *TINY.split(), "--seeds", 5, "--save", run)
-    assert "is the run of one seed" in refused(capsys, "--resume", run, "--seeds", 5)
-    assert before == (tree(seeds), tree(run))
-
-
-def test_eval_with_other_batches(run, capsys):
-    """What changes rounding at most may differ from the training."""
-    args = train.parse_args(["--eval", "--resume", str(run), "--batch_size", "7", "--amp", "bf16"])
-    scores = train.train(args, 0, 1, torch.device("cpu"))
-    assert scores["loss"] == pytest.approx(outcome(run)[2]["test_loss"], rel=0.02)
-
-
-def test_resume_with_other_labels(image_folder, tmp_path, capsys):
+def test_resume_with_other_labels(image_folder, tmp_path, refused):
     """Files of the same names under classes of other names, or in another order."""
-    flags = (
-        f"--dataset imagenet --data {image_folder} --image_size 64 --init_channels 4 --layers 3 --workers 0 "
-    )
-    flags += "--batch_size 4 --epochs 1 --device cpu"
-    train.main(train.parse_args([*flags.split(), "--save", str(tmp_path / "run")]))
-    capsys.readouterr()
+    resume = ["--resume", tmp_path / "run", "--epochs", 2]
+    flags = f"{FILES} --data {image_folder} --workers 0 --batch_size 4 --epochs 1"
+    do(train, flags, "--save", tmp_path / "run")
     for part in ("train", "val"):
         os.rename(image_folder / part / "owl", image_folder / part / "yak")
-    assert "has other classes than the run" in refused(capsys, "--resume", tmp_path / "run", "--epochs", 2)
+    assert "has other classes than the run" in refused(train, "", *resume)
     for part in ("train", "val"):
         os.rename(image_folder / part / "yak", image_folder / part / "owl")
     os.rename(image_folder / "train" / "cat" / "0.png", image_folder / "train" / "dog" / "9.png")
-    assert "its images are not those of --data" in refused(
-        capsys, "--resume", tmp_path / "run", "--epochs", 2
-    )
+    assert "its images are not those of --data" in refused(train, "", *resume)
 
 
-@pytest.mark.parametrize("kind", sorted(DAMAGE.keys() - {"one bit"}))
-def test_damaged_checkpoint(capsys, run, tmp_path, kind):
-    shutil.copytree(run, tmp_path / "copy")
-    DAMAGE[kind](tmp_path / "copy" / "checkpoint.pt")
-    for more in ([], ["--eval"]):
-        error = refused(capsys, "--resume", tmp_path / "copy", *more)
-        assert "start the run anew" in error or "--resume takes" in error or "is not a" in error
-
-
-def test_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(utils.NotFinite, match="not finite .* last good checkpoint: .*checkpoint.pt"):
-        run_train(tmp_path / "run", "--learning_rate", 100, "--grad_clip", 0, "--epochs", 40)
-    utils.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+def test_refused_commands_leave_the_runs_of_seeds_alone(refused, tmp_path):
+    do(train, f"{TRAIN} --epochs 2 --seeds 0", "--save", tmp_path / "seeds")
+    run_train(tmp_path / "run", "--epochs", 1)
+    before = tree(tmp_path)
+    for words, message in (
+        (["--resume", tmp_path / "seeds", "--learning_rate", 1], "--learning_rate 1.0 (there: 0.025)"),
+        (["--resume", tmp_path / "seeds", "--epochs", 1], "--epochs 1 is less than the 2"),
+        ([*TRAIN.split(), "--save", tmp_path / "seeds"], "holds a run already"),
+        ([*TRAIN.split(), "--seeds", 5, "--save", tmp_path / "seeds"], "holds a run already"),
+        ([*TRAIN.split(), "--seeds", 5, "--save", tmp_path / "run"], "holds a run already"),
+        (["--resume", tmp_path / "run", "--seeds", 5], "is the run of one seed"),
+        (["--resume", tmp_path / "run", "--arch", "DARTS_V2"], "another configuration: --arch Genotype("),
+        (["--resume", tmp_path / "run" / "checkpoint.pt"], "only --eval takes a checkpoint file"),
+    ):
+        assert message in refused(train, "", *words)
+        changed = {str(path) for path, data in tree(tmp_path).items() if data != before.get(path)}
+        assert changed <= {str(tmp_path / "seeds" / "args.json")}

@@ -1,17 +1,27 @@
-"""Data, augmentation and checkpoints."""
+"""Data and augmentation, files, flags that are read back, and how a run ends."""
 
+import argparse
 import os
+import shlex
+import urllib.error
+import urllib.request
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from conftest import NB201, save_images
+from PIL import Image
+from torchvision import datasets
 from torchvision.transforms import v2
 
+import sample
+import search
+import train
 import utils
 
 
-def train(model, x, y, epochs, batch, learning_rate):
+def fit(model, x, y, epochs, batch, learning_rate):
     optimizer = torch.optim.Adam(model.parameters(), learning_rate)
     g = torch.Generator().manual_seed(0)
     for _ in range(epochs):
@@ -31,15 +41,14 @@ def test_shapes_are_hard_for_a_linear_model_and_easy_for_a_convnet():
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     blocks = [
-        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
-        for a, b in ((3, 16), (16, 32), (32, 64))
+        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.MaxPool2d(2), nn.BatchNorm2d(b), nn.ReLU())
+        for a, b in ((3, 8), (8, 16), (16, 32))
     ]
-    convnet = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64 * 16, 10)).to(
-        memory_format=torch.channels_last
-    )
+    convnet = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(32 * 16, 10))
+    convnet = convnet.to(memory_format=torch.channels_last)
     accuracy = {}
-    for name, model, epochs in (("linear", linear, 10), ("convnet", convnet, 10)):
-        train(model, x, y, epochs, 100, 2e-3 if name == "convnet" else 1e-3)
+    for name, model, *fitting in (("linear", linear, 10, 100, 1e-3), ("convnet", convnet, 6, 50, 3e-3)):
+        fit(model, x, y, *fitting)
         with torch.no_grad():
             accuracy[name] = 100 * (model(test_x).argmax(1) == test_y).float().mean().item()
     assert accuracy["linear"] < 50 and accuracy["convnet"] > 80, accuracy
@@ -86,18 +95,6 @@ def test_augmentation_equals_torchvision_on_each_image():
     assert len(seen) > 20
 
 
-def test_augmentation_is_uniform():
-    """A single white pixel lands on each of the 25 places that a padding of 2 and a flip allow equally
-    often."""
-    images = torch.zeros(1, 5, 5, 3, dtype=torch.uint8)
-    images[0, 2, 2] = 255
-    n = 10_000
-    draws = torch.rand(5, n, generator=utils.generator(0, 0))
-    batch = utils.augment(images, torch.zeros(n).long(), draws, torch.zeros(3), torch.ones(3), 2)
-    counts = (batch[:, 0] > 0.5).sum(0)
-    assert counts.sum() == n and (counts - n / 25).abs().max() < 5 * (n / 25) ** 0.5
-
-
 def test_statistics_and_normalisation():
     images = torch.randint(256, (30, 4, 4, 3), dtype=torch.uint8)
     mean, std = utils.channel_statistics(images)
@@ -131,37 +128,52 @@ def test_batches_go_round_without_repeats_and_resume_in_the_middle():
         assert torch.equal(a, c) and torch.equal(b, d)
 
 
-def save_images(root, classes=("cat", "dog"), count=3, size=(10, 12)):
-    from PIL import Image
-
-    for split in ("train", "val"):
-        for i, name in enumerate(classes):
-            os.makedirs(root / split / name)
-            for k in range(count):
-                Image.new("RGB", size, (50 * i, 80, 20 * k)).save(root / split / name / f"{k}.png")
-
-
 def test_folder_of_images(tmp_path):
-    save_images(tmp_path)
+    """Images of any size and kind, cut to their center."""
+    save_images(tmp_path, ("cat", "dog"), count=3, size=(10, 12))
+    Image.new("RGB", (30, 20), (50, 80, 20)).save(tmp_path / "train" / "dog" / "a.png")
+    for mode, name in (("L", "b.png"), ("P", "c.png"), ("RGBA", "d.png"), ("1", "e.png"), ("CMYK", "f.jpg")):
+        Image.new(mode, (20, 10)).save(tmp_path / "train" / "dog" / name)
     images, labels, classes = utils.load_images("folder", tmp_path, 8)
     assert (
-        images.shape == (6, 8, 8, 3) and labels.tolist() == [0, 0, 0, 1, 1, 1] and classes == ["cat", "dog"]
+        images.shape == (12, 8, 8, 3) and labels.tolist() == [0] * 3 + [1] * 9 and classes == ["cat", "dog"]
     )
-    assert images[4, 0, 0].tolist() == [50, 80, 20]
-
-
-def test_broken_image_is_named(tmp_path):
-    save_images(tmp_path)
+    assert images[6, 0, 0].tolist() == [50, 80, 20]
     (tmp_path / "train" / "dog" / "1.png").write_bytes(b"no image")
     with pytest.raises(utils.BadInput, match="dog.1.png is not an image"):
         utils.load_images("folder", tmp_path, 8)
 
 
-def test_files_are_replaced_whole(tmp_path):
-    path = tmp_path / "file"
-    utils.write_file(path, "one")
-    utils.write_file(path, b"two")
-    assert path.read_text() == "two" and os.listdir(tmp_path) == ["file"]
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_failed_download_leaves_no_folder(tmp_path, monkeypatch, refused, name):
+    """Whatever the machine's network, the request fails as it does without one. A folder that was there
+    before stays."""
+
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    for data, before in ((tmp_path / "new", False), (tmp_path, True)):
+        error = refused(search, f"--dataset {name}", "--data", data, "--save", tmp_path / "run")
+        assert f"{name} is not in {data} and could not be downloaded" in error and "--dataset folder" in error
+        assert data.exists() == before and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_downloads(tmp_path, monkeypatch, rank):
+    events = []
+
+    class Fake:
+        def __init__(self, root, train, download=False):
+            events.append("downloads" if download else "reads")
+            self.data, self.targets = torch.zeros(2, 32, 32, 3, dtype=torch.uint8).numpy(), [0, 1]
+            self.classes = ["a", "b"]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Fake)
+    monkeypatch.setattr(utils, "processes", lambda: (rank, 2))
+    monkeypatch.setattr(utils, "wait_for_processes", lambda: events.append("waits"))
+    utils.load_images("cifar10", tmp_path, 32)
+    assert events == ["downloads", "waits", "reads"][rank:]
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
@@ -170,11 +182,95 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
 
     utils.write_file(tmp_path / "file", "old")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(utils.CannotWrite, match="No space left on device.*: make room on that disk"):
         utils.write_file(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_run_folders_are_new_each_time():
-    """Before they are made, too: a run makes its folder seconds after it has named it."""
-    assert len({utils.new_run_path("search", "darts") for _ in range(10)}) == 10
+COMMANDS = [
+    (search, "--neighborhood 2 --unrolled --cutout --learning_rate 0.3 --data=-odd"),
+    (search, "--quick --space darts --layers 3 --batch_size 16 --agg max"),
+    (train, "--seeds 3 0 7 --no-auxiliary --cutout --drop_path_prob 0 --dataset cifar100"),
+    (train, f"--arch {NB201} --nesterov --grad_clip 0 --compile"),
+    (sample, "--bench T.csv --algo ls --starts 7 --budget 30"),
+]
+
+
+@pytest.mark.parametrize("script,flags", COMMANDS)
+def test_saved_flags_are_those_of_the_run(script, flags, monkeypatch):
+    """Whatever their kind: what was parsed, as words of a command line, is parsed to the same."""
+    parsers, made = [], utils.Parser.__init__
+
+    def remember(parser, *args, **options):
+        made(parser, *args, **options)
+        parsers.append(parser)
+
+    monkeypatch.setattr(utils.Parser, "__init__", remember)
+    args = script.parse_args(flags.split())
+    words = utils.as_words(vars(args), parsers[0])
+    assert vars(script.parse_args(words)) == vars(args) | ({"name": "cell"} if script is train else {})
+
+
+def test_a_flag_without_a_value_is_no_word():
+    parser = utils.Parser("")
+    parser.add_argument("--new", type=int)
+    parser.add_argument("--on", action="store_true")
+    parser.add_argument("--no", action=argparse.BooleanOptionalAction, default=True)
+    assert utils.as_words({"new": None, "on": False, "older": 1}, parser) == []
+    assert utils.as_words({"new": 0, "on": True, "no": False}, parser) == ["--new=0", "--on", "--no-no"]
+
+
+class Ends:
+    """Stands for a script whose main raises an error."""
+
+    def __init__(self, error, script=None, **args):
+        self.error, self.args, self.script = error, args, script
+
+    def parse_args(self, words):
+        return self.script.parse_args(words) if self.script else argparse.Namespace(**self.args)
+
+    def main(self, args):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "script,flags,advice",
+    [
+        (search, "", "--batch_size, --image_size, --init_channels;"),
+        (train, "", "--batch_size, --image_size, --init_channels;"),
+        (sample, "--bench T.csv", "out of memory (no more); ask for less at a time;"),
+        (None, "", "choose a smaller --images;"),  # such as visualize.py sharpness
+    ],
+)
+def test_out_of_memory_names_flags_that_the_script_has(refused, script, flags, advice):
+    for error in (torch.cuda.OutOfMemoryError("CUDA out of memory."), MemoryError("no more")):
+        message = refused(Ends(error, script, images=9), flags)
+        assert "out of memory (" in message and advice.replace("no more", str(error).rstrip(".")) in message
+        for flag in [word.strip(",;") for word in message.split() if word.startswith("--")] if script else ():
+            assert hasattr(script.parse_args(flags.split()), flag[2:])
+
+
+def test_a_file_of_the_run_that_cannot_be_written_gives_one_line(refused, tmp_path):
+    """An error in a researcher's own code keeps its traceback, whatever its kind."""
+    full = utils.cannot_write("run/log.txt", OSError(28, "No space left on device"))
+    assert "run/log.txt cannot be written (No space left on device): make room" in refused(Ends(full))
+    closed = utils.cannot_write("run/log.txt", OSError(13, "Permission denied"))
+    assert "Permission denied): choose another place" in refused(Ends(closed))
+    for error in (
+        FileNotFoundError(2, "No such file", "mine.txt"),
+        OSError(28, "No space left"),
+        KeyError(1),
+    ):
+        with pytest.raises(type(error)):
+            utils.run(Ends(error).main, argparse.Namespace())
+
+
+def test_the_command_to_go_on_with_can_be_typed(tmp_path, monkeypatch):
+    folder = tmp_path / "a run"
+    args = argparse.Namespace(save=str(folder), script="sample.py")
+    assert utils.how_to_go_on(args) == "no checkpoint was written: give the same command again"
+    os.makedirs(folder / "seed-3")
+    (folder / "seed-3" / "checkpoint.pt").write_bytes(b"")
+    before, command = utils.how_to_go_on(args).split("; go on with: ")
+    assert before == f"last checkpoint: {folder / 'seed-3' / 'checkpoint.pt'}"
+    assert shlex.split(command) == ["python", "sample.py", "--resume", str(folder)]
