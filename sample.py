@@ -46,6 +46,7 @@ from genotypes import (
     operations,
     parse_architecture,
     random_architecture,
+    space_with,
     to_indices,
 )
 from model_search import SUPERNETS, running_statistics_kept
@@ -91,6 +92,7 @@ def parse_args(argv=None):
         help="random architectures that ls begins with (default: 2/5 of the budget)")
     # The evaluator
     add("--space", choices=SPACES, help="search space (default: darts; with --bench nasbench201)")
+    add("--ops", nargs="+", metavar="OP", help="candidate operations, of those of the space (default: all)")
     add("--bench", help="NAS-Bench-201 accuracies: a CSV file, or a folder of official NATS-Bench files")
     add("--bench_metric", default="cifar10_valid_200", help="the table's column that is searched on")
     add("--noise", type=within(float, 0, 100), default=0.0,
@@ -141,7 +143,10 @@ def parse_args(argv=None):
 
 def check_args(parser, args):
     """End with one line where a flag contradicts another."""
-    space = SPACES[args.space]
+    try:
+        space = space_with(args.space, args.ops)
+    except ValueError as error:
+        parser.error(f"--ops: {error}")
     edges = edge_count(space)
     if args.neighborhood > edges:
         parser.error(f"--neighborhood {args.neighborhood}: an architecture of {args.space} has {edges} edges")
@@ -196,7 +201,7 @@ def method_name(args):
 def search(args, f, rng, wave=1):
     """One repeat of RS, NA-RS, LS or NA-LS on the evaluator f: the architecture, a tuple as to_indices has
     it, its score, and how many evaluations were paid. wave: centers that NA-RS has evaluated at once."""
-    space, g = SPACES[args.space], AGGREGATE[args.agg]
+    space, g = space_with(args.space, args.ops), AGGREGATE[args.agg]
     E, O = edge_count(space), len(discrete_ops(space))  # noqa: E741
     # LS moves to neighbors with radius 0 too.
     radius = max(1, args.neighborhood) if args.algo == "ls" else args.neighborhood
@@ -205,7 +210,7 @@ def search(args, f, rng, wave=1):
 
     def draw():
         if space.name == "darts":
-            return to_indices(random_architecture(space, rng))
+            return to_indices(random_architecture(space, rng), space)
         return tuple(torch.randint(O, (E,), generator=rng).tolist())
 
     def neighborhood(arch):
@@ -249,10 +254,10 @@ def search_table(args):
 
     table = nats_bench.load_table(args.bench)
     nats_bench.check_column(table, args.bench_metric, args.bench)
-    errors, g = 100 - table[args.bench_metric], AGGREGATE[args.agg]
-    names, space, rng = nasbench201_architectures(), SPACES[args.space], utils.generator(args.seed, 4)
+    g, rng, space = AGGREGATE[args.agg], utils.generator(args.seed, 4), space_with(args.space, args.ops)
+    names, errors = errors_of(table, args.bench_metric, space)
     E, O = len(space.edges), len(space.ops)  # noqa: E741
-    powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place in the table is ops @ powers
+    powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place among these is ops @ powers
 
     def errors_at(places):
         found = searched[places]
@@ -282,6 +287,14 @@ def search_table(args):
         row = {"repeat": repeat, "arch": arch, "score": score, "evaluations": paid}
         rows.append(row | nats_bench.accuracies(table, arch))
     report_found(args, args.bench_metric, table, rows, utils.RunFolder(args.save, args))
+
+
+def errors_of(table, column, space):
+    """The architectures of a table that have operations of the space alone, in order, and their errors by a
+    column (percent)."""
+    names = nasbench201_architectures()
+    kept = [i for i, arch in enumerate(names) if set(operations(arch)) <= set(space.ops)]
+    return [names[i] for i in kept], 100 - table[column][kept]
 
 
 def report_found(args, metric, names, rows, folder, training=()):
@@ -326,7 +339,7 @@ def search_trained(args):
     """Repeats by training. Processes under torchrun share the architectures."""
     flags = training_args(args)
     rank, world, device = utils.join_processes(flags.device, "gloo", timedelta(days=30))
-    space, column = SPACES[args.space], f"{flags.dataset}_valid_{flags.epochs}"
+    space, column = space_with(args.space, args.ops), f"{flags.dataset}_valid_{flags.epochs}"
     args.save = utils.from_the_first(args.save)
     path = os.path.join(args.save, "evaluations.csv")
     known = read_evaluations(path, column, space) if args.resume else {}
@@ -438,8 +451,11 @@ def search_supernet(args):
     """Repeats on one supernet, whose weights are shared by all architectures: their error is that on held-out
     images with these weights and the statistics of the batch."""
     checkpoint = utils.load_checkpoint(args.supernet) if args.supernet else None
-    flags = training_args(args) if checkpoint is None else Namespace(**checkpoint["args"])
-    device, space = utils.device_of(flags.device), SPACES[args.space]
+    if checkpoint and "paths" not in checkpoint:
+        raise utils.BadInput(f"--supernet {args.supernet} is no run of sample.py --eval supernet")
+    flags = Namespace(**checkpoint["args"]) if checkpoint else training_args(args)
+    flags.ops = flags.ops if checkpoint else args.ops
+    device, space = utils.device_of(flags.device), space_with(args.space, args.ops)
     table = nats_bench.load_table(args.bench) if args.bench else None
     size = flags.batch_size // flags.accumulate
     parts = [slice(i * size, (i + 1) * size) for i in range(flags.accumulate)]
@@ -447,7 +463,12 @@ def search_supernet(args):
         flags, device, parts, utils.generator(args.seed, 1), slice(None)
     )
     torch.manual_seed(args.seed)  # the first weights
-    supernet = SUPERNETS[args.space](flags.init_channels, flags.layers, len(data["classes"])).to(device)
+    supernet = SUPERNETS[args.space](flags.init_channels, flags.layers, len(data["classes"]), flags.ops)
+    supernet.to(device)
+    if not set(space.ops) <= set(supernet.space.ops):
+        raise utils.BadInput(
+            f"--supernet {args.supernet} has --ops {' '.join(flags.ops)}: give these or fewer"
+        )
     folder = utils.RunFolder(args.save, args)
     if checkpoint is None:
         checkpoint = train_supernet(args, flags, supernet, batches, folder)
@@ -460,7 +481,7 @@ def search_supernet(args):
     def f(archs):
         for arch in archs:
             if arch not in known:
-                p, used = one_hot(from_indices(space, arch), space)
+                p, used = one_hot(from_indices(space, arch), supernet.space)
                 with torch.no_grad(), running_statistics_kept(supernet):
                     logits = supernet(x, p.to(device), used)
                 top1 = 100 * (logits.argmax(1) == y).float().mean().item()
@@ -513,10 +534,10 @@ def train_supernet(args, flags, supernet, batches, folder):
 def rank_correlations(args, f, table):
     """How the supernet ranks architectures of the table, as text: Spearman's correlation of its errors with
     the table's, and for centers of neighborhoods that of their own error and of g over the neighborhood."""
-    space, rng = SPACES[args.space], utils.generator(args.seed, 8)
+    space, rng = space_with(args.space, args.ops), utils.generator(args.seed, 8)
     E, O = len(space.edges), len(space.ops)  # noqa: E741
     shifts, g = ball_shifts(E, O, 1).tolist(), AGGREGATE[args.agg]
-    truth = 100 - table[args.bench_metric]
+    truth = errors_of(table, args.bench_metric, space)[1]
     place = lambda arch: (torch.tensor(arch) @ (O ** torch.arange(E - 1, -1, -1))).item()
     centers = [tuple(torch.randint(O, (E,), generator=rng).tolist()) for _ in range(CENTERS)]
     balls = [discrete_neighbors(arch, shifts, O) for arch in centers]

@@ -11,9 +11,11 @@ import errno
 import functools
 import glob
 import io
+import itertools
 import json
 import math
 import os
+import pathlib
 import pickle
 import shlex
 import signal
@@ -394,35 +396,36 @@ def image_folder(root, transform):
 
 
 class ImageFolder(torch.utils.data.Dataset):
-    """torchvision's ImageFolder, root/<class>/<image>, without the folders that systems and programs leave
-    there. Other files that are left out are counted in a line on stderr. An item is an image, as _load_image
-    reads it and the transform makes it, and its label."""
+    """torchvision's ImageFolder, root/<class>/<image>, without hidden files and the folders that systems and
+    programs leave there. Other files that are left out are counted in a line on stderr. An item is an image,
+    as _load_image reads it and the transform makes it, and its label."""
 
     def __init__(self, root, transform):
         from torchvision.datasets import folder
 
         self.root, self.transform = root, transform
-        self.classes = [name for name in folder.find_classes(root)[0] if not is_system_folder(name)]
+        hidden = lambda name: name.startswith(".") or name in SYSTEM_FOLDERS
+        self.classes = [name for name in folder.find_classes(root)[0] if not hidden(name)]
         if not self.classes:
             raise FileNotFoundError("it has no class folder")
-        files, others = [], []  # all, and the endings of those that are left out
+        count, others = itertools.count(), []  # the endings of those that are left out
 
         def is_image(path):
-            *folders, name = path[len(root) :].split(os.sep)
-            if any(map(is_system_folder, folders)) or name.startswith("._"):  # the latter are macOS's
+            if any(map(hidden, path[len(root) :].split(os.sep))):
                 return False
-            files.append(name)
-            if not folder.is_image_file(name):
-                others.append(os.path.splitext(name)[1].lower() or "without an ending")
-            return folder.is_image_file(name)
+            next(count)
+            if not folder.is_image_file(path):
+                others.append(os.path.splitext(path)[1].lower() or "without an ending")
+            return folder.is_image_file(path)
 
         places = {name: i for i, name in enumerate(self.classes)}
         try:
             self.samples = folder.make_dataset(root, places, is_valid_file=is_image)
         finally:
-            if others:
+            if others and processes()[0] == 0:
                 endings = ", ".join(sorted(set(others)))[:100]
-                tell(f"{root}: {len(others)} of {len(files)} files left out: {endings}")
+                line = f"{root}: {len(others)} of {next(count)} files left out: {endings}"
+                print(printable(line), file=sys.stderr)
         self.targets = [label for _, label in self.samples]
 
     def __len__(self):
@@ -431,17 +434,6 @@ class ImageFolder(torch.utils.data.Dataset):
     def __getitem__(self, i):
         path, label = self.samples[i]
         return self.transform(_load_image(path)), label
-
-
-def is_system_folder(name):
-    return name.startswith(".") or name in SYSTEM_FOLDERS
-
-
-@functools.cache  # once a line
-def tell(line):
-    """Print a line on stderr; of several processes, the first one does."""
-    if processes()[0] == 0:
-        print(printable(line), file=sys.stderr)
 
 
 def _load_image(path):
@@ -460,9 +452,7 @@ def _load_image(path):
             if image.mode in ("I", "F") and not wide:
                 raise ValueError(f"the range of its values, of mode {image.mode}, is not defined")
             if wide:
-                bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # of TIF 12 or 16
-                pixels = numpy.asarray(image) * (255 / (2**bits - 1))
-                image = Image.fromarray(numpy.rint(pixels).astype("uint8"))
+                image = Image.fromarray((numpy.asarray(image) / 257).round().astype("uint8"))
             if image.mode.endswith(("A", "a")) or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -763,11 +753,10 @@ class RunFolder:
             return
         from tqdm import tqdm
 
-        text = text.encode(errors="replace").decode()  # paths need not be UTF-8
         tqdm.write(text, file=sys.stdout)
         path = self.file("log.txt")
         try:
-            with open(path, "a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", errors="replace") as file:
                 file.write(text + "\n")
         except OSError as error:
             raise cannot_write(path, error) from None
@@ -838,41 +827,33 @@ def claimed(path, resume=None):
         return
     if not resume:
         check_free(path)
-    made, upper, lock = [], os.path.abspath(path), os.path.join(path, ".lock")
-    while not os.path.exists(upper):
-        made.append(upper)
-        upper = os.path.dirname(upper)
+    here = pathlib.Path(path).absolute()
+    made = [folder for folder in (here, *here.parents) if not folder.exists()]
     try:
         os.makedirs(path, exist_ok=True)
-        file = open(lock, "a")
+        lock = open(here / ".lock", "a")
     except OSError as error:
         raise cannot_write(f"the run folder {path}", error) from None
-    with file:
+    with lock:
         try:
             if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.register_at_fork(after_in_child=file.close)  # or workers hold it beyond the end of the run
-                if not os.fstat(file.fileno()).st_nlink:  # removed by one that has just been refused
-                    raise BlockingIOError
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.register_at_fork(after_in_child=lock.close)  # or workers hold it beyond the end of the run
         except BlockingIOError:
-            what = f"{path} holds a run already, which is going on: choose another --save"
-            if resume:
-                what = f"the run {path} is still going on: wait for it, or stop it first"
-            raise BadInput(what) from None
+            mend = "wait for it, or stop it first" if resume else "choose another --save"
+            raise BadInput(f"{path} holds a run already, which is going on: {mend}") from None
         except OSError:  # a disk without locks
             pass
         try:
-            if not resume:
-                check_free(path)  # which may have run since
             yield
         finally:
-            left = set(os.listdir(path)) if not resume and os.path.isdir(path) else {None}
-            if left <= {".lock", "args.json"}:
+            names = set(os.listdir(path)) if os.path.isdir(path) else set()
+            if not resume and names <= {".lock", "args.json"}:
                 with contextlib.suppress(OSError):
-                    for name in left:
-                        os.remove(os.path.join(path, name))
+                    for name in names:
+                        os.remove(here / name)
                     for folder in made:
-                        os.rmdir(folder)
+                        folder.rmdir()
 
 
 def check_free(path):
