@@ -44,6 +44,7 @@ from genotypes import (
     nasbench201_architectures,
     operations,
     parse_architecture,
+    printable,
     space_with,
 )
 from model_search import SUPERNETS, running_statistics_kept, weights_held
@@ -166,7 +167,8 @@ def method_of(flags):
 
 def title_of(path, run, width=80):
     """A run's method and folder, in lines of a width in letters."""
-    return textwrap.fill(f"{method_of(run['args'])} ({os.path.basename(os.path.abspath(path))})", width)
+    name = printable(os.path.basename(os.path.abspath(path)))
+    return textwrap.fill(f"{method_of(run['args'])} ({name})", width)
 
 
 def edge_names(run):
