@@ -74,8 +74,8 @@ def load_table(path):
         )
     header, at = rows[0], rows[0].index("arch")
     if not known:
-        others = ", ".join(map(repr, [name for name in header if name != "arch"] or header))[:200]
-        raise utils.BadInput(f"{path} has the columns {others}: expected names such as cifar10_valid_200")
+        names = ", ".join(map(repr, header))[:200]
+        raise utils.BadInput(f"{path} has the columns {names}: expected names such as cifar10_valid_200")
     table = [[math.nan] * len(place) for _ in header]
     seen = set()
     for number, row in enumerate(rows[1:], 2):
@@ -104,7 +104,7 @@ def load_table(path):
     columns = zip(header, table, strict=True)
     table = {name: torch.tensor(c, dtype=torch.float64) for name, c in columns if name in known}
     for name, column in table.items():
-        if not column.isnan().all() and column.nan_to_num().max() <= 1:
+        if 0 <= column.nan_to_num(-1).max() <= 1:
             raise utils.BadInput(f"no {name} in {path} is above 1: are these percent? expected 0 to 100")
     return table
 

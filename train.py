@@ -287,12 +287,9 @@ class FileBatches:
     def __next__(self):
         return list(itertools.islice(self.batches, self.pieces))
 
-    def checksum(self):
-        names = [os.path.relpath(path, self.data.root) for path, _ in self.data.samples]
-        return zlib.crc32(repr(names).encode())
-
     def state_dict(self):
-        return {"checksum": self.checksum()}
+        names = [os.path.relpath(path, self.data.root) for path, _ in self.data.samples]
+        return {"checksum": zlib.crc32(repr(names).encode())}
 
     def load_state_dict(self, state):
         if state != self.state_dict():
@@ -502,10 +499,6 @@ def train(args, rank, world, device):
         if checkpoint and checkpoint["data"]["classes"] != data["classes"]:
             raise utils.BadInput(f"--data {args.data} has other classes than the run {args.resume}")
     test_batches = load_test(args, device, size, shard, data)
-    if not args.eval:  # training images are compared as their batches are restored
-        data["test_checksum"] = test_batches.checksum()
-        if checkpoint and checkpoint["data"].get("test_checksum") not in (None, data["test_checksum"]):
-            raise utils.BadInput(f"--data {args.data} has other test images than the run {args.resume}")
 
     # The network; compilation and processes are decided here once.
     model, optimizer, autocast, scaler = build(args, len(data["classes"]), device)
@@ -526,7 +519,7 @@ def train(args, rank, world, device):
     best = utils.State(epoch=0, valid_top1=-1.0, model=None)  # of --valid_portion
     parts = dict(model=model, optimizer=optimizer, scaler=scaler, data=utils.State(data), best=best)
     if not args.eval:
-        parts["batches"] = train_batches
+        parts |= dict(batches=train_batches, test=test_batches)  # of the latter a checksum
     start, rows = 0, []
     if checkpoint:
         utils.restore(parts, checkpoint)

@@ -11,7 +11,6 @@ import errno
 import functools
 import glob
 import io
-import itertools
 import json
 import math
 import os
@@ -408,24 +407,22 @@ class ImageFolder(torch.utils.data.Dataset):
         self.classes = [name for name in folder.find_classes(root)[0] if not hidden(name)]
         if not self.classes:
             raise FileNotFoundError("it has no class folder")
-        count, others = itertools.count(), []  # the endings of those that are left out
+        endings = []
 
         def is_image(path):
             if any(map(hidden, path[len(root) :].split(os.sep))):
                 return False
-            next(count)
-            if not folder.is_image_file(path):
-                others.append(os.path.splitext(path)[1].lower() or "without an ending")
-            return folder.is_image_file(path)
+            endings.append(os.path.splitext(path)[1].lower())
+            return endings[-1] in folder.IMG_EXTENSIONS
 
         places = {name: i for i, name in enumerate(self.classes)}
         try:
             self.samples = folder.make_dataset(root, places, is_valid_file=is_image)
         finally:
+            others = [ending or "no ending" for ending in endings if ending not in folder.IMG_EXTENSIONS]
             if others and processes()[0] == 0:
-                endings = ", ".join(sorted(set(others)))[:100]
-                line = f"{root}: {len(others)} of {next(count)} files left out: {endings}"
-                print(printable(line), file=sys.stderr)
+                line = f"{root}: {len(others)} of {len(endings)} files left out: "
+                print(printable(line + ", ".join(sorted(set(others)))[:100]), file=sys.stderr)
         self.targets = [label for _, label in self.samples]
 
     def __len__(self):
@@ -676,9 +673,9 @@ class Batches:
         self.g.set_state(state["generator"])
 
 
-def checksum(*tensors):
-    """A number that tells such tensors from others."""
-    return functools.reduce(lambda seen, x: zlib.crc32(x.cpu().numpy(), seen), tensors, 0)
+def checksum(images, labels):
+    """A number that tells a set of images from others."""
+    return zlib.crc32(labels.cpu().numpy(), zlib.crc32(images.cpu().numpy()))
 
 
 class InOrder:
@@ -688,8 +685,12 @@ class InOrder:
         self.images, self.labels, self.parts = images, labels, index.to(images.device).split(batch_size)
         self.normalisation = dict(mean=mean, std=std)
 
-    def checksum(self):
-        return checksum(self.images, self.labels)
+    def state_dict(self):
+        return {"checksum": checksum(self.images, self.labels)}
+
+    def load_state_dict(self, state):
+        if state != self.state_dict():
+            raise ValueError("its images are not those of --data")
 
     def __iter__(self):
         for part in self.parts:
