@@ -24,7 +24,13 @@ from genotypes import (
 )
 
 NAMES = nasbench201_architectures()
-TEXTS = [*map(repr, NAMED.values()), NAMES[0], NAMES[-1], "DARTS_V2"]
+V2 = repr(NAMED["DARTS_V2"])
+TEXTS = [
+    *map(repr, NAMED.values()), NAMES[0], NAMES[-1], "DARTS_V2", "15624", "(0, 3, 1, 4, 2, 0)",
+    f"best = {V2}  # here", V2.replace("_3x3', 0)", "_3x3', np.int64(0), 0.1)"), f"Structure({NAMES[3]})",
+    V2.replace("((", "[[(").replace("))", ")]]").replace("(2, 3, 4, 5)", "list(range(2, 6, 1))"),
+    "[(('none', 0),), (('none', 0), ('none', 1)), (('none', 0), ('none', 1), ('nor_conv_3x3', 2))]",
+]  # fmt: skip
 FUZZ = settings(
     max_examples=150,
     derandomize=True,
@@ -62,7 +68,8 @@ PIECES = st.sampled_from(
         "range(0, 100000000)", "range('a', 'b')", "range(0, None)", "range('a')", "range(1, 2, 3)",
         "range(start=1)", "9" * 5000, "-" * 9000 + "1", "[" * 300, "1" + "**9" * 50, "f'{1}'", "...", "None",
         "nan", "[('none', 0)]", "{}", "*[1]", "**{}", "'\\d'", "b'x'", "'\\ud800'", "('sep_conv_3x3', 0)",
-        "[('sep_conv_3x3', 0)] * 8", "print", "(x := 1)",
+        "[('sep_conv_3x3', 0)] * 8", "print", "(x := 1)", "np.int64(1)", "np.load('evil')", "array([2])",
+        "range(2, 6, 1)", "range(2, 6, 0)", "list(range(2, 6))", "Genotype([], [2], [], [2])", "{1: 2}",
     ]
 )  # fmt: skip
 
