@@ -469,10 +469,10 @@ def search_supernet(args):
         raise utils.BadInput(
             f"--supernet {args.supernet} has --ops {' '.join(flags.ops)}: give these or fewer"
         )
-    folder = utils.RunFolder(args.save, args)
     if checkpoint is None:
-        checkpoint = train_supernet(args, flags, supernet, batches, folder)
+        checkpoint = train_supernet(args, flags, supernet, batches)
     utils.restore({"model": supernet, "batches": batches}, checkpoint)
+    folder = utils.RunFolder(args.save, args)
     chosen = torch.cat(held_out.parts)
     chosen = chosen[torch.randperm(len(chosen), generator=utils.generator(args.seed, 6))[:IMAGES]]
     x, y = utils.normalise(held_out.images[chosen], **held_out.normalisation), held_out.labels[chosen]
@@ -502,7 +502,7 @@ def search_supernet(args):
         folder.log(rank_correlations(args, f, table))
 
 
-def train_supernet(args, flags, supernet, batches, folder):
+def train_supernet(args, flags, supernet, batches):
     """Train a supernet on architectures drawn uniformly, or what is left of it: returns its checkpoint."""
     from tqdm import tqdm
 
@@ -513,11 +513,13 @@ def train_supernet(args, flags, supernet, batches, folder):
         weight_decay=flags.weight_decay, nesterov=flags.nesterov,
     )  # fmt: skip
     parts = dict(model=supernet, optimizer=optimizer, batches=batches, paths=utils.GeneratorState(g))
-    rows, path = [], folder.file("checkpoint.pt")
+    rows, path = [], os.path.join(args.save, "checkpoint.pt")
     if args.resume and os.path.exists(path):
         checkpoint = utils.load_checkpoint(path)
         utils.restore(parts, checkpoint)
         rows = checkpoint["rows"]
+    folder = utils.RunFolder(args.save, args)
+    if rows:
         folder.log(f"resumed after epoch {len(rows)} of {flags.epochs} of the supernet")
     scaler, total = torch.amp.GradScaler(enabled=False), flags.epochs * len(batches)
     with tqdm(total=total, initial=len(rows) * len(batches), unit="step", disable=None, leave=False) as bar:

@@ -25,10 +25,11 @@ from genotypes import (
 
 NAMES = nasbench201_architectures()
 V2 = repr(NAMED["DARTS_V2"])
+BY_NODE = [[cell[i : i + 2] for i in range(0, 8, 2)] for cell in NAMED["DARTS_V2"][::2]]
 TEXTS = [
     *map(repr, NAMED.values()), NAMES[0], NAMES[-1], "DARTS_V2", "15624", "(0, 3, 1, 4, 2, 0)",
     f"best = {V2}  # here", V2.replace("_3x3', 0)", "_3x3', np.int64(0), 0.1)"), f"Structure({NAMES[3]})",
-    V2.replace("((", "[[(").replace("))", ")]]").replace("(2, 3, 4, 5)", "list(range(2, 6, 1))"),
+    f"Genotype({BY_NODE[0]}, range(2, 6, 1), {BY_NODE[1]}, list(range(2, 6)))",
     "[(('none', 0),), (('none', 0), ('none', 1)), (('none', 0), ('none', 1), ('nor_conv_3x3', 2))]",
 ]  # fmt: skip
 FUZZ = settings(
