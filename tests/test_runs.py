@@ -135,13 +135,9 @@ def test_paths_that_are_not_utf8(here, capsys, name):
 
 def test_a_run_in_a_thread(here):
     """As in a notebook or a web tool; of the signals of the process it changes nothing."""
-    handler, ended = signal.getsignal(signal.SIGTERM), []
-
-    def work():
-        utils.run(train.main, train.parse_args(f"{TRAIN} --save r".split()))
-        ended.append(True)
-
-    thread = threading.Thread(target=work)
+    handler = signal.getsignal(signal.SIGTERM)
+    args = train.parse_args(f"{TRAIN} --save r".split())
+    thread = threading.Thread(target=utils.run, args=(train.main, args))
     thread.start()
     thread.join()
-    assert ended and outcome("r").result and signal.getsignal(signal.SIGTERM) is handler
+    assert outcome("r").result and signal.getsignal(signal.SIGTERM) is handler
