@@ -4,10 +4,18 @@ A search space lists the candidate operations, the edges of a cell and the cell 
 DARTS space is a `Genotype`; an architecture of NAS-Bench-201 is its string, such as
 `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|`.
 
-    parse_architecture("DARTS_V2")                 a named cell
-    parse_architecture("runs/my-search")           a run folder, or the genotype.json in it
-    parse_architecture("Genotype(normal=[...)")    what DARTS code prints, `range(2, 6)` included
-    parse_architecture("|none~0|+|...|")           a NAS-Bench-201 string
+    python genotypes.py ARCH [SPACE]    check an architecture and print it
+
+ARCH, also --arch of the scripts, is read as data and never run. It is one of
+    DARTS_V2                    a named cell
+    runs/my-search, FILE        a run folder, its genotype.json, or a text file that holds one architecture
+    Genotype(normal=[...], ...) what DARTS code prints, also in a line of a log or behind `name =`; nested by
+                                node, with weights (op, i, w), numpy's numbers, range(2, 6, 1), list(...)
+    {"normal": [...], ...}      the same as JSON; without concats all nodes are concatenated
+    |none~0|+|...|              a NAS-Bench-201 string, also within Structure(4 nodes with |...|)
+    [[("none", 0)], ...]        the same as lists of (operation, input node) by node
+    (0, 3, 1, 4, 2, 0)          the same as places in the space's `ops`, in the order of its `edges`
+    284                         the same as the official index in NAS-Bench-201 and NATS-Bench
 
 Sources: DARTS (Liu, Simonyan, Yang; ICLR 2019), NAS-Bench-201 (Dong, Yang; ICLR 2020), NASNet (Zoph et al.;
 CVPR 2018) and AmoebaNet-A (Real et al.; AAAI 2019).
@@ -15,11 +23,13 @@ CVPR 2018) and AmoebaNet-A (Real et al.; AAAI 2019).
 
 import argparse
 import ast
+import contextlib
 import difflib
 import functools
 import itertools
 import json
 import os
+import random
 import re
 import sys
 import warnings
@@ -62,6 +72,12 @@ SPACES = {
 # Operations that a Genotype may hold: those of the DARTS space but `none`, and two more for NASNet and
 # AmoebaNet.
 GENOTYPE_OPS = SPACES["darts"].ops[1:] + ("sep_conv_7x7", "conv_7x1_1x7")
+
+# Of architectures in other code's text: what a printed genotype has at most, in characters; a NAS-Bench-201
+# string among other text; calls around plain data, such as np.int64(1) and list(range(2, 6))
+LONGEST = 10_000
+NASBENCH201 = r"\|\w+~\d\|\+\|\w+~\d\|\w+~\d\|\+\|\w+~\d\|\w+~\d\|\w+~\d\|"
+WRAPPERS = "int32 int64 float32 float64 str_ array tensor list tuple".split()
 
 PARAMETER_FREE = ("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3")
 
@@ -209,11 +225,10 @@ def read_cell(space, p):
     p = p.detach().cpu().tolist()
     if space.name == "nasbench201":
         return nasbench201_string([space.ops[row.index(max(row))] for row in p[0]])
-    none = space.ops.index("none")
     chosen = []
     for cell in p:
         best = [
-            max((w, -o) for o, w in enumerate(row) if o != none) for row in cell
+            max((w, -o) for o, w in enumerate(row) if space.ops[o] != "none") for row in cell
         ]  # (weight, -operation) an edge
         pairs = []
         for node in sorted({target for _, target in space.edges}):
@@ -245,10 +260,10 @@ def operations(arch):
     return re.findall(r"([^|+~]+)~", arch)
 
 
-def to_indices(arch):
+def to_indices(arch, space=None):
     """A discrete architecture as a tuple of ints: the place of each edge's operation in `discrete_ops`, and
-    for a genotype the input nodes behind them."""
-    ops = discrete_ops(space_of(arch))
+    for a genotype the input nodes behind them. space: one with a part of the operations, or None."""
+    ops = discrete_ops(space or space_of(arch))
     places = tuple(ops.index(op) for op in operations(arch))
     if isinstance(arch, Genotype):
         places += tuple(source for _, source in arch.normal + arch.reduce)
@@ -269,7 +284,22 @@ def from_indices(space, indices):
 
 def discrete_ops(space):
     """The operations that an edge of a discrete architecture can carry: `none` is no choice of a genotype."""
-    return space.ops if space.name == "nasbench201" else space.ops[1:]
+    return space.ops if space.name == "nasbench201" else tuple(op for op in space.ops if op != "none")
+
+
+def space_with(name, ops=None):
+    """The space of this name; with ops, these of its operations alone, in its order. Raises ValueError where
+    they leave nothing to choose, or one is unknown or doubled."""
+    space = SPACES[name]
+    for op in ops or ():
+        if op not in space.ops:
+            raise _unknown_operation(op, space.ops)
+        if ops.count(op) > 1:
+            raise ValueError(f"the operation {op} is given twice")
+    space = space._replace(ops=tuple(op for op in space.ops if ops is None or op in ops))
+    if len(discrete_ops(space)) < 2:
+        raise ValueError(f"with {' and '.join(space.ops)} alone there is no choice: give more operations")
+    return space
 
 
 def space_of(arch):
@@ -294,6 +324,15 @@ def nasbench201_architectures():
     return tuple(nasbench201_string(ops) for ops in itertools.product(space.ops, repeat=len(space.edges)))
 
 
+@functools.cache
+def official_order():
+    """The architectures of `nasbench201_architectures` in the order of their official indices: its authors
+    shuffled the list with this seed. tests/ compares it with the metadata file of NATS-Bench."""
+    archs = list(nasbench201_architectures())
+    random.Random(88).shuffle(archs)
+    return tuple(archs)
+
+
 def format_architecture(arch):
     """An architecture as one line of text that `parse_architecture` reads back."""
     return repr(arch) if isinstance(arch, Genotype) else arch
@@ -308,28 +347,24 @@ def to_json(arch):
 def parse_architecture(text, space=None):
     """The architecture that `text` names: a Genotype, or a NAS-Bench-201 string.
 
-    text: a name of NAMED, a printed `Genotype(...)`, a NAS-Bench-201 string, a genotype.json or a folder that
-    holds one.
-    space: a Space that the architecture has to belong to, or None.
-    Nothing in `text` is executed. Raises ValueError, with one line that says what is wrong and what would be
-    right.
+    text: one of the forms listed at the top of this file. space: a Space that the architecture has to belong
+    to, or None. Nothing in `text` is executed. Raises ValueError, with one line that says what is wrong and
+    what would be right.
     """
     text = text.strip()
     if text in NAMED:
         arch = NAMED[text]
-    elif text.startswith("Genotype"):
-        arch = _parse_genotype(text)
-    elif text.startswith("|"):
-        arch = _parse_nasbench201(text)
     elif text and "\0" not in text and os.path.exists(text):
-        arch = _read_json(os.path.join(text, "genotype.json") if os.path.isdir(text) else text)
+        arch = _read_file(os.path.join(text, "genotype.json") if os.path.isdir(text) else text)
     else:
+        arch = _parse_text(text)
+    if arch is None:
         near = _nearest(text, NAMED, cutoff=0.4) or sorted(NAMED)
         raise ValueError(
             f"unknown architecture {_short(text)}: neither a name (as {', '.join(near)}), a run folder, "
             "a genotype.json, a printed Genotype(...) nor a NAS-Bench-201 string"
         )
-    if space is not None and space_of(arch) is not space:
+    if space is not None and space_of(arch).name != space.name:
         raise ValueError(
             f"{_short(text)} is an architecture of the space {space_of(arch).name}, not of {space.name}"
         )
@@ -364,54 +399,140 @@ def _unknown_operation(op, names):
     return ValueError(f"unknown operation {_short(str(op))}: {hint}")
 
 
-def _parse_genotype(text):
-    """A printed Genotype(...), read through its syntax tree."""
-    wrong = ValueError(
-        f"{_short(text)} is not a printed genotype: expected Genotype(normal=[('sep_conv_3x3', 0), ...], "
-        "normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6))"
-    )
-    if len(text) > 10_000:
-        raise wrong
-    try:
+def _parse_text(text):
+    """The one architecture that a text is or holds; None where there is none."""
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        if int(text) >= len(official_order()):
+            raise ValueError(f"{text} is no official index of NAS-Bench-201: they are 0 to 15624")
+        return official_order()[int(text)]
+    if text.startswith("|"):
+        return _parse_nasbench201(text)
+    if re.match(r"Genotype\s*\(", text):
+        return _parse_genotype(text)
+    if text.startswith(("(", "[", "{")):
+        data = _data(text)
+        if isinstance(data, list):
+            return _nasbench201_of(data, text)
+        if isinstance(data, dict) and {"space", "arch"} <= data.keys():
+            return _of_search(data)
+        if isinstance(data, dict) and {"normal", "reduce"} <= data.keys():
+            return _checked_genotype(data)
+    # What a longer text holds; of the printed genotypes those that are whole, if any is
+    parts = re.findall(NASBENCH201, text) + list(_printed_genotypes(text))
+    parts = [part for part in parts if part[0] == "|" or _data(part)] or parts[:1]
+    found = {_parse_text(part) for part in parts}
+    if len(found) > 1:
+        raise ValueError(f"{_short(text)} holds {len(found)} architectures: give one of them")
+    return found.pop() if found else None
+
+
+def _printed_genotypes(text):
+    """Every `Genotype(...)` in a text, up to the parenthesis that closes it."""
+    for part in re.split(r"\b(?=Genotype\s*\()", text)[1:]:
+        depth = 0
+        for end, c in enumerate(part[:LONGEST], 1):
+            depth += (c == "(") - (c == ")")
+            if c == ")" and not depth:
+                yield part[:end]
+                break
+
+
+def _data(text):
+    """The lists, dicts, strings and numbers that a text stands for, as JSON or as Python prints them; a tuple
+    is a list, and Genotype(...) a dict. None where it is anything else."""
+    if len(text) > LONGEST:
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
         with warnings.catch_warnings():  # of odd escapes in strings
             warnings.simplefilter("ignore")
-            call = ast.parse(text, mode="eval").body
-        if not (
-            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"
-        ):
-            raise wrong
-        values = dict(zip(Genotype._fields, map(_literal, call.args)))  # noqa: B905  (a short call is seen below)
-        values |= {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        raise wrong from None
-    if len(call.args) + len(call.keywords) != len(Genotype._fields):
-        raise wrong
-    return _checked_genotype(values)
+            return _plain(ast.parse(text, mode="eval").body)
+    return None
 
 
-def _literal(node):
-    """A literal, or range(a, b) of two literals, from a syntax tree."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
-        start, stop = map(ast.literal_eval, node.args + node.keywords)
-        return list(range(start, min(stop, start + 100)))
-    return ast.literal_eval(node)
+def _plain(node):
+    """The plain data of a syntax tree. Raises ValueError, TypeError or AttributeError where it holds more."""
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_plain(entry) for entry in node.elts]
+    if isinstance(node, ast.Dict):
+        return {_plain(key): _plain(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if not isinstance(node, ast.Call):
+        return ast.literal_eval(node)
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+    args = [_plain(arg) for arg in node.args]
+    if name == "range":
+        return list(range(*args)[:100])
+    if name in WRAPPERS and len(args) == 1:
+        return args[0]
+    if name != "Genotype" or len(args) + len(node.keywords) != len(Genotype._fields):
+        raise ValueError(f"{name}(...) is no plain data")
+    by_name = {keyword.arg: _plain(keyword.value) for keyword in node.keywords}
+    return dict(zip(Genotype._fields, args)) | by_name  # noqa: B905  (the rest is in by_name)
+
+
+def _parse_genotype(text):
+    """A printed Genotype(...)."""
+    data = _data(text)
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"{_short(text)} is not a printed genotype: expected Genotype(normal=[('sep_conv_3x3', 0), ...], "
+            "normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6))"
+        )
+    return _checked_genotype(data)
+
+
+def _of_search(data):
+    """The architecture of a dict as to_json gives it."""
+    space, arch = data["space"], data["arch"]
+    if not isinstance(space, str) or space not in SPACES:
+        raise ValueError(f"it names the search space {_short(str(space))}: known are {', '.join(SPACES)}")
+    if space == "darts":
+        return _checked_genotype(arch)
+    if not isinstance(arch, str):
+        raise ValueError("its arch is not a NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+...")
+    return _parse_nasbench201(arch)
+
+
+def _nasbench201_of(data, text):
+    """A NAS-Bench-201 string from six operations, names or places in the space's list, by edge; or from lists
+    of (operation, input node) by node."""
+    space, ops = SPACES["nasbench201"], data
+    with contextlib.suppress(TypeError, ValueError, KeyError):  # which it raises where they are not by node
+        by_edge = {(source, target): op for target, node in enumerate(data, 1) for op, source in node}
+        ops = [by_edge[edge] for edge in space.edges] if sum(map(len, data)) == len(space.edges) else []
+    if len(ops) != len(space.edges) or not all(isinstance(op, str) or type(op) is int for op in ops):
+        raise ValueError(
+            f"{_short(text)} is no cell: expected six operations of NAS-Bench-201, as names or places, or "
+            "lists of (operation, input node) for its three nodes; a DARTS cell is a Genotype(...)"
+        )
+    ops = [space.ops[op] if op in range(len(space.ops)) else op for op in ops]
+    for op in ops:
+        if op not in space.ops:
+            raise _unknown_operation(op, space.ops)
+    return nasbench201_string(ops)
 
 
 def _checked_genotype(values):
     """A Genotype from a dict of plain lists, every entry checked."""
-    if not isinstance(values, dict) or set(values) != set(Genotype._fields):
+    if not isinstance(values, dict) or not {"normal", "reduce"} <= set(values) <= set(Genotype._fields):
         raise ValueError(f"a genotype holds exactly {', '.join(Genotype._fields)}")
     fields = {}
     for kind in ("normal", "reduce"):
-        pairs, concat = values[kind], values[f"{kind}_concat"]
-        if not isinstance(pairs, (list, tuple)) or len(pairs) < 2 or len(pairs) % 2:
+        pairs = values[kind]
+        if isinstance(pairs, list) and all(
+            isinstance(node, list) and len(node) == 2 and isinstance(node[0], list) for node in pairs
+        ):  # nested by node
+            pairs = [pair for node in pairs for pair in node]
+        if not isinstance(pairs, list) or len(pairs) < 2 or len(pairs) % 2:
             raise ValueError(
                 f"the {kind} cell of a genotype lists two (operation, input node) pairs for each node"
             )
         for i, pair in enumerate(pairs):
-            if not (isinstance(pair, (list, tuple)) and len(pair) == 2):
+            weighted = isinstance(pair, list) and len(pair) == 3 and isinstance(pair[2], (int, float))
+            if not weighted and not (isinstance(pair, list) and len(pair) == 2):
                 raise ValueError(f"entry {i} of the {kind} cell is not an (operation, input node) pair")
-            op, source = pair
+            op, source = pair[:2]
             if op not in GENOTYPE_OPS:
                 raise _unknown_operation(op, GENOTYPE_OPS)
             if type(source) is not int or not 0 <= source < i // 2 + 2:
@@ -420,11 +541,12 @@ def _checked_genotype(values):
                     f"node {i // 2 + 2} can take it from nodes 0 to {i // 2 + 1}"
                 )
         nodes = len(pairs) // 2 + 2
-        if not isinstance(concat, (list, tuple)) or not concat or len(set(map(str, concat))) != len(concat):
+        concat = values.get(f"{kind}_concat", list(range(2, nodes)))
+        if not isinstance(concat, list) or not concat or len(set(map(str, concat))) != len(concat):
             raise ValueError(f"{kind}_concat lists the nodes to concatenate, each once")
         if any(type(node) is not int or not 2 <= node < nodes for node in concat):
             raise ValueError(f"{kind}_concat may name nodes 2 to {nodes - 1}")
-        fields[kind] = tuple((op, source) for op, source in pairs)
+        fields[kind] = tuple((op, source) for op, source, *_ in pairs)
         fields[f"{kind}_concat"] = tuple(concat)
     return Genotype(**fields)
 
@@ -444,40 +566,30 @@ def _parse_nasbench201(text):
     return text
 
 
-def _read_json(path):
-    """The architecture in a genotype.json."""
+def _read_file(path):
+    """The one architecture that a text file, such as a genotype.json, is or holds."""
+    reason = "it is not what a search writes, and holds no architecture"
     try:
         check_regular(path)
         with open(path, encoding="utf-8-sig") as file:
-            data = json.load(file)
-        space, arch = data["space"], data["arch"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = "it is not what a search writes"
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError):
-            reason = "it does not exist"
-        raise ValueError(
-            f"no genotype could be read from {_short(path, 200)}: {reason}; give the run folder of a search"
-        ) from None
-    if not isinstance(space, str) or space not in SPACES:
-        raise ValueError(
-            f"{_short(path, 200)} names the search space {_short(str(space))}: known are {', '.join(SPACES)}"
-        )
-    try:
-        if space == "darts":
-            return _checked_genotype(arch)
-        if not isinstance(arch, str):
-            raise ValueError("its arch is not a NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+...")
-        return _parse_nasbench201(arch)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{_short(path, 200)}: {error}") from None
+            if arch := _parse_text(file.read(1_000_000).strip()):
+                return arch
+    except OSError as error:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+    except ValueError as error:
+        if not isinstance(error, UnicodeDecodeError):
+            raise ValueError(f"{_short(path, 200)}: {error}") from None
+    raise ValueError(
+        f"no genotype could be read from {_short(path, 200)}: {reason}; give the run folder of a search"
+    )
 
 
 def main():
     """python genotypes.py ARCH [SPACE]: check an architecture and print it."""
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=main.__doc__)
-    parser.add_argument("arch", help="a name, a run folder, a genotype.json, a printed genotype, a string")
+    forms = "\n\n".join([main.__doc__, __doc__.split("\n\n")[3]])
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=forms, formatter_class=kind)
+    parser.add_argument("arch", help="in one of the forms above")
     parser.add_argument("space", nargs="?", choices=SPACES, help="that it has to belong to (default: either)")
     args = parser.parse_args()
     try:

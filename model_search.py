@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from genotypes import SPACES
+from genotypes import space_with
 from model import (
     OPS,
     BatchNorm,
@@ -338,10 +338,10 @@ class DartsCell(nn.Module):
 
 class DartsSupernet(Supernet):
     """C: initial channels. layers: cells, of which those at 1/3 and 2/3 of the depth reduce. classes:
-    outputs."""
+    outputs. ops: the candidate operations, or None for all of the space."""
 
-    def __init__(self, C=16, layers=8, classes=10):
-        super().__init__(SPACES["darts"])
+    def __init__(self, C=16, layers=8, classes=10, ops=None):
+        super().__init__(space_with("darts", ops))
         multiplier = 4  # a cell concatenates its four nodes
         C_prev_prev = C_prev = 3 * C
         self.stem = nn.Conv2d(3, C_prev, 3, padding=1, bias=False)
@@ -365,10 +365,11 @@ class DartsSupernet(Supernet):
 
 
 class NasBench201Supernet(Supernet):
-    """C: channels of the first stage. layers: cells in each of the three stages. classes: outputs."""
+    """C: channels of the first stage. layers: cells in each of the three stages. classes: outputs. ops: the
+    candidate operations, or None for all of the space."""
 
-    def __init__(self, C=16, layers=5, classes=10):
-        super().__init__(SPACES["nasbench201"])
+    def __init__(self, C=16, layers=5, classes=10, ops=None):
+        super().__init__(space_with("nasbench201", ops))
         self.stem = nn.Conv2d(3, C, 3, padding=1, bias=False)
         self.stem_norm = BatchNorm(C)
         self.blocks = nn.ModuleList()

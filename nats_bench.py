@@ -51,9 +51,9 @@ def load_table(path):
     """The accuracies of NAS-Bench-201 architectures: a dict of column name to float64 tensor (15625,), in
     percent, in the order of `nasbench201_architectures`, nan where the table has no value.
 
-    path: a CSV file with a column `arch` and columns <dataset>_<split>_<epochs>; or a folder of official
-    files, which is converted to FOLDER.csv first. Raises BadInput where it cannot be read, an architecture is
-    unknown or doubled, or a value is no percentage.
+    path: a CSV file with a column `arch` and columns <dataset>_<split>_<epochs>; other columns, and blank
+    lines, do not count. Or a folder of official files, which is converted to FOLDER.csv first. Raises
+    BadInput where it cannot be read, an architecture is unknown or doubled, or a value is no percentage.
     """
     path = str(path)
     if os.path.isdir(path):
@@ -67,20 +67,20 @@ def load_table(path):
             f"no table could be read from {path} ({utils.one_line(error)}): --bench takes a CSV file, or a "
             "folder of NATS-Bench files"
         ) from None
-    if not rows or rows[0].count("arch") != 1 or len(set(rows[0])) < len(rows[0]):
+    known = [name for name in (rows or [[]])[0] if COLUMN.fullmatch(name)]
+    if not rows or rows[0].count("arch") != 1 or len(set(known)) < len(known):
         raise utils.BadInput(
             f"{path} is not a table: its first line names a column arch, and each column once"
         )
     header, at = rows[0], rows[0].index("arch")
-    bad = [name for name in header if name not in ("arch", "index") and not COLUMN.fullmatch(name)]
-    if bad or len(header) < 2:
-        raise utils.BadInput(
-            f"{path} has the columns {', '.join(map(repr, bad or header))}: expected names such as "
-            "cifar10_valid_200"
-        )
+    if not known:
+        names = ", ".join(map(repr, header))[:200]
+        raise utils.BadInput(f"{path} has the columns {names}: expected names such as cifar10_valid_200")
     table = [[math.nan] * len(place) for _ in header]
     seen = set()
     for number, row in enumerate(rows[1:], 2):
+        if not "".join(row).strip():
+            continue
         where = f"line {number} of {path}"
         if len(row) != len(header):
             raise utils.BadInput(
@@ -94,7 +94,7 @@ def load_table(path):
             raise utils.BadInput(f"{where}: {row[at][:100]!r} {what}")
         seen.add(i)
         for name, column, value in zip(header, table, row, strict=True):
-            if value and name not in ("arch", "index"):
+            if value and name in known:
                 try:
                     column[i] = float(value)
                 except ValueError:
@@ -102,7 +102,11 @@ def load_table(path):
                 if not 0 <= column[i] <= 100:
                     raise utils.BadInput(f"{where}: {value[:40]!r} is no percentage: expected 0 to 100")
     columns = zip(header, table, strict=True)
-    return {n: torch.tensor(c, dtype=torch.float64) for n, c in columns if n not in ("arch", "index")}
+    table = {name: torch.tensor(c, dtype=torch.float64) for name, c in columns if name in known}
+    for name, column in table.items():
+        if 0 <= column.nan_to_num(-1).max() <= 1:
+            raise utils.BadInput(f"no {name} in {path} is above 1: are these percent? expected 0 to 100")
+    return table
 
 
 def check_column(table, name, path):

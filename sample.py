@@ -46,6 +46,7 @@ from genotypes import (
     operations,
     parse_architecture,
     random_architecture,
+    space_with,
     to_indices,
 )
 from model_search import SUPERNETS, running_statistics_kept
@@ -91,6 +92,7 @@ def parse_args(argv=None):
         help="random architectures that ls begins with (default: 2/5 of the budget)")
     # The evaluator
     add("--space", choices=SPACES, help="search space (default: darts; with --bench nasbench201)")
+    add("--ops", nargs="+", metavar="OP", help="candidate operations, of those of the space (default: all)")
     add("--bench", help="NAS-Bench-201 accuracies: a CSV file, or a folder of official NATS-Bench files")
     add("--bench_metric", default="cifar10_valid_200", help="the table's column that is searched on")
     add("--noise", type=within(float, 0, 100), default=0.0,
@@ -141,7 +143,10 @@ def parse_args(argv=None):
 
 def check_args(parser, args):
     """End with one line where a flag contradicts another."""
-    space = SPACES[args.space]
+    try:
+        space = space_with(args.space, args.ops)
+    except ValueError as error:
+        parser.error(f"--ops: {error}")
     edges = edge_count(space)
     if args.neighborhood > edges:
         parser.error(f"--neighborhood {args.neighborhood}: an architecture of {args.space} has {edges} edges")
@@ -196,7 +201,7 @@ def method_name(args):
 def search(args, f, rng, wave=1):
     """One repeat of RS, NA-RS, LS or NA-LS on the evaluator f: the architecture, a tuple as to_indices has
     it, its score, and how many evaluations were paid. wave: centers that NA-RS has evaluated at once."""
-    space, g = SPACES[args.space], AGGREGATE[args.agg]
+    space, g = space_with(args.space, args.ops), AGGREGATE[args.agg]
     E, O = edge_count(space), len(discrete_ops(space))  # noqa: E741
     # LS moves to neighbors with radius 0 too.
     radius = max(1, args.neighborhood) if args.algo == "ls" else args.neighborhood
@@ -205,7 +210,7 @@ def search(args, f, rng, wave=1):
 
     def draw():
         if space.name == "darts":
-            return to_indices(random_architecture(space, rng))
+            return to_indices(random_architecture(space, rng), space)
         return tuple(torch.randint(O, (E,), generator=rng).tolist())
 
     def neighborhood(arch):
@@ -249,10 +254,10 @@ def search_table(args):
 
     table = nats_bench.load_table(args.bench)
     nats_bench.check_column(table, args.bench_metric, args.bench)
-    errors, g = 100 - table[args.bench_metric], AGGREGATE[args.agg]
-    names, space, rng = nasbench201_architectures(), SPACES[args.space], utils.generator(args.seed, 4)
+    g, rng, space = AGGREGATE[args.agg], utils.generator(args.seed, 4), space_with(args.space, args.ops)
+    names, errors = errors_of(table, args.bench_metric, space)
     E, O = len(space.edges), len(space.ops)  # noqa: E741
-    powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place in the table is ops @ powers
+    powers = O ** torch.arange(E - 1, -1, -1)  # an architecture's place among these is ops @ powers
 
     def errors_at(places):
         found = searched[places]
@@ -281,8 +286,15 @@ def search_table(args):
             arch = from_indices(space, found)
         row = {"repeat": repeat, "arch": arch, "score": score, "evaluations": paid}
         rows.append(row | nats_bench.accuracies(table, arch))
-    args.save = args.save or utils.new_run_path("sample", f"{method_name(args).lower()}-{args.space}")
     report_found(args, args.bench_metric, table, rows, utils.RunFolder(args.save, args))
+
+
+def errors_of(table, column, space):
+    """The architectures of a table that have operations of the space alone, in order, and their errors by a
+    column (percent)."""
+    names = nasbench201_architectures()
+    kept = [i for i, arch in enumerate(names) if set(operations(arch)) <= set(space.ops)]
+    return [names[i] for i in kept], 100 - table[column][kept]
 
 
 def report_found(args, metric, names, rows, folder, training=()):
@@ -327,21 +339,19 @@ def search_trained(args):
     """Repeats by training. Processes under torchrun share the architectures."""
     flags = training_args(args)
     rank, world, device = utils.join_processes(flags.device, "gloo", timedelta(days=30))
-    space, column = SPACES[args.space], f"{flags.dataset}_valid_{flags.epochs}"
-    path = args.resume or args.save
-    path = path or utils.new_run_path("sample", f"{method_name(args).lower()}-{args.space}")
-    args.save = utils.from_the_first(path)
+    space, column = space_with(args.space, args.ops), f"{flags.dataset}_valid_{flags.epochs}"
+    args.save = utils.from_the_first(args.save)
     path = os.path.join(args.save, "evaluations.csv")
-    if args.resume:
-        known = read_evaluations(path, column, space)
-    else:
-        utils.check_free(args.save)
-        known = {}
+    known = read_evaluations(path, column, space) if args.resume else {}
     parts = [slice(0, flags.batch_size)]
     batches, held_out, data = train.load_train(
         flags, device, parts, utils.generator(args.seed, 1), slice(None)
     )
     first_batch = batches.state_dict()
+    before = utils.saved_args(args.resume, "sample.py").get("checksum") if args.resume else None
+    args.checksum = first_batch["checksum"]
+    if before not in (None, args.checksum):
+        raise utils.BadInput(f"--data {flags.data} has other images than the run {args.resume}")
     utils.wait_for_processes()  # all have read what the first now writes
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if rank == 0:  # without what a kill has cut short
@@ -441,22 +451,28 @@ def search_supernet(args):
     """Repeats on one supernet, whose weights are shared by all architectures: their error is that on held-out
     images with these weights and the statistics of the batch."""
     checkpoint = utils.load_checkpoint(args.supernet) if args.supernet else None
-    flags = training_args(args) if checkpoint is None else Namespace(**checkpoint["args"])
-    device, space = utils.device_of(flags.device), SPACES[args.space]
+    if checkpoint and "paths" not in checkpoint:
+        raise utils.BadInput(f"--supernet {args.supernet} is no run of sample.py --eval supernet")
+    flags = Namespace(**checkpoint["args"]) if checkpoint else training_args(args)
+    flags.ops = flags.ops if checkpoint else args.ops
+    device, space = utils.device_of(flags.device), space_with(args.space, args.ops)
     table = nats_bench.load_table(args.bench) if args.bench else None
-    name = f"{method_name(args).lower()}-{args.space}-supernet"
-    args.save = args.resume or args.save or utils.new_run_path("sample", name)
     size = flags.batch_size // flags.accumulate
     parts = [slice(i * size, (i + 1) * size) for i in range(flags.accumulate)]
     batches, held_out, data = train.load_train(
         flags, device, parts, utils.generator(args.seed, 1), slice(None)
     )
     torch.manual_seed(args.seed)  # the first weights
-    supernet = SUPERNETS[args.space](flags.init_channels, flags.layers, len(data["classes"])).to(device)
-    folder = utils.RunFolder(args.save, args)
+    supernet = SUPERNETS[args.space](flags.init_channels, flags.layers, len(data["classes"]), flags.ops)
+    supernet.to(device)
+    if not set(space.ops) <= set(supernet.space.ops):
+        raise utils.BadInput(
+            f"--supernet {args.supernet} has --ops {' '.join(flags.ops)}: give these or fewer"
+        )
     if checkpoint is None:
-        checkpoint = train_supernet(args, flags, supernet, batches, folder)
+        checkpoint = train_supernet(args, flags, supernet, batches)
     utils.restore({"model": supernet, "batches": batches}, checkpoint)
+    folder = utils.RunFolder(args.save, args)
     chosen = torch.cat(held_out.parts)
     chosen = chosen[torch.randperm(len(chosen), generator=utils.generator(args.seed, 6))[:IMAGES]]
     x, y = utils.normalise(held_out.images[chosen], **held_out.normalisation), held_out.labels[chosen]
@@ -465,7 +481,7 @@ def search_supernet(args):
     def f(archs):
         for arch in archs:
             if arch not in known:
-                p, used = one_hot(from_indices(space, arch), space)
+                p, used = one_hot(from_indices(space, arch), supernet.space)
                 with torch.no_grad(), running_statistics_kept(supernet):
                     logits = supernet(x, p.to(device), used)
                 top1 = 100 * (logits.argmax(1) == y).float().mean().item()
@@ -486,7 +502,7 @@ def search_supernet(args):
         folder.log(rank_correlations(args, f, table))
 
 
-def train_supernet(args, flags, supernet, batches, folder):
+def train_supernet(args, flags, supernet, batches):
     """Train a supernet on architectures drawn uniformly, or what is left of it: returns its checkpoint."""
     from tqdm import tqdm
 
@@ -497,11 +513,13 @@ def train_supernet(args, flags, supernet, batches, folder):
         weight_decay=flags.weight_decay, nesterov=flags.nesterov,
     )  # fmt: skip
     parts = dict(model=supernet, optimizer=optimizer, batches=batches, paths=utils.GeneratorState(g))
-    rows, path = [], folder.file("checkpoint.pt")
+    rows, path = [], os.path.join(args.save, "checkpoint.pt")
     if args.resume and os.path.exists(path):
         checkpoint = utils.load_checkpoint(path)
         utils.restore(parts, checkpoint)
         rows = checkpoint["rows"]
+    folder = utils.RunFolder(args.save, args)
+    if rows:
         folder.log(f"resumed after epoch {len(rows)} of {flags.epochs} of the supernet")
     scaler, total = torch.amp.GradScaler(enabled=False), flags.epochs * len(batches)
     with tqdm(total=total, initial=len(rows) * len(batches), unit="step", disable=None, leave=False) as bar:
@@ -518,10 +536,10 @@ def train_supernet(args, flags, supernet, batches, folder):
 def rank_correlations(args, f, table):
     """How the supernet ranks architectures of the table, as text: Spearman's correlation of its errors with
     the table's, and for centers of neighborhoods that of their own error and of g over the neighborhood."""
-    space, rng = SPACES[args.space], utils.generator(args.seed, 8)
+    space, rng = space_with(args.space, args.ops), utils.generator(args.seed, 8)
     E, O = len(space.edges), len(space.ops)  # noqa: E741
     shifts, g = ball_shifts(E, O, 1).tolist(), AGGREGATE[args.agg]
-    truth = 100 - table[args.bench_metric]
+    truth = errors_of(table, args.bench_metric, space)[1]
     place = lambda arch: (torch.tensor(arch) @ (O ** torch.arange(E - 1, -1, -1))).item()
     centers = [tuple(torch.randint(O, (E,), generator=rng).tolist()) for _ in range(CENTERS)]
     balls = [discrete_neighbors(arch, shifts, O) for arch in centers]
@@ -553,7 +571,12 @@ def read_evaluations(path, column, space):
             header, *rows = csv.reader(file.read().rpartition("\n")[0].splitlines())
         if header != ["arch", column]:
             raise ValueError(f"its columns are {', '.join(header)[:80]}")
-        return {format_architecture(parse_architecture(arch, space)): float(value) for arch, value in rows}
+        known = {}
+        for arch, value in rows:
+            arch = format_architecture(parse_architecture(arch, space))
+            if known.setdefault(arch, float(value)) != float(value):
+                raise ValueError(f"it has two values of {arch}")
+        return known
     except (OSError, ValueError, csv.Error) as error:
         raise utils.BadInput(
             f"{path} cannot be read ({utils.one_line(error)[:160]}): put back what the run wrote, or start "
@@ -562,9 +585,10 @@ def read_evaluations(path, column, space):
 
 
 def main(args):
-    if args.save and not args.resume:
-        utils.check_free(args.save)
-    {None: search_table, "train": search_trained, "supernet": search_supernet}[args.eval](args)
+    kind = f"{method_name(args).lower()}-{args.space}{'-supernet' if args.eval == 'supernet' else ''}"
+    args.save = args.resume or args.save or utils.new_run_path("sample", kind)
+    with utils.claimed(args.save, args.resume):
+        {None: search_table, "train": search_trained, "supernet": search_supernet}[args.eval](args)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from torch.func import functional_call
 
 import nats_bench
 import utils
-from genotypes import PARAMETER_FREE, SPACES, format_architecture, operations, read_cell
+from genotypes import PARAMETER_FREE, SPACES, format_architecture, operations, read_cell, space_with
 from model_search import SUPERNETS, running_statistics_kept, weights_held
 from neighborhood import AGGREGATE, METHODS, PERTURB, RELAX, SETTLED, neighbors, sample_shifts, uphill
 from utils import within
@@ -222,6 +222,7 @@ def parse_args(argv=None):
     add("--unrolled", action="store_true", help="second order: look one weight step ahead")
     # The supernet
     add("--space", choices=SPACES, help="search space (default: darts; with --bench nasbench201)")
+    add("--ops", nargs="+", metavar="OP", help="candidate operations, of those of the space (default: all)")
     add("--bench", help="NAS-Bench-201 accuracies, to report the cell's: a CSV file or NATS-Bench folder")
     add("--init_channels", type=within(int, 1, 4096), default=16, help="channels of the first cells")
     add("--layers", type=within(int, 1, 1000), help="cells, or cells a stage of nasbench201 (default: 8, 5)")
@@ -294,7 +295,10 @@ def method_name(args):
 
 def check_args(parser, args):
     """End with one line where a flag contradicts another."""
-    space = SPACES[args.space]
+    try:
+        space = space_with(args.space, args.ops)
+    except ValueError as error:
+        parser.error(f"--ops: {error}")
     edges = len(space.cells) * len(space.edges)
     if args.neighborhood > edges:
         parser.error(f"--neighborhood {args.neighborhood}: the space {args.space} has {edges} edges")
@@ -332,20 +336,26 @@ def check_args(parser, args):
 
 
 def main(args):
-    from tqdm import tqdm
-
     # Device and precision are decided here once. TF32 would spoil the second order's finite difference.
     rank, world, device = utils.join_processes(args.device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = not args.unrolled
 
+    path = utils.new_run_path("search", f"{method_name(args).lower()}-{args.space}")
+    args.save = utils.from_the_first(args.resume or args.save or path)
+    with utils.claimed(args.save, args.resume):
+        search(args, rank, world, device)
+
+
+def search(args, rank, world, device):
+    """A search, or what is left of one, in the run folder that is claimed for it."""
+    from tqdm import tqdm
+
     # Data, generators. Each source of random numbers is its own seeded stream.
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
         utils.check_same_run(args, checkpoint["args"], MAY_DIFFER, checkpoint["epoch"])
-    elif args.save:
-        utils.check_free(args.save)
     torch.manual_seed(args.seed)  # the supernet's first weights
     weight_g, arch_g, neighbor_g = (utils.generator(args.seed, stream) for stream in range(1, 4))
     table = nats_bench.load_table(args.bench) if args.bench else None
@@ -365,8 +375,7 @@ def main(args):
     arch_set = utils.InOrder(images, labels, arch_half[rank::world], evaluated, **norm)
 
     # Supernet and optimizers
-    space = SPACES[args.space]
-    model = SUPERNETS[args.space](args.init_channels, args.layers, len(classes)).to(device)
+    model = SUPERNETS[args.space](args.init_channels, args.layers, len(classes), args.ops).to(device)
     model.share_statistics(args.neighbor_norm == "shared")
     weights = model.weight_parameters()
     optimizer = torch.optim.SGD(
@@ -397,10 +406,7 @@ def main(args):
     if checkpoint:
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
-    method = method_name(args)
-    args.save = args.resume or args.save or utils.new_run_path("search", f"{method.lower()}-{args.space}")
-    method += ", second order" if args.unrolled else ""
-    args.save = utils.from_the_first(args.save)
+    method = method_name(args) + (", second order" if args.unrolled else "")
     utils.wait_for_processes()  # no process looks for a checkpoint that another has just written
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:
@@ -480,7 +486,7 @@ def main(args):
             buffer.copy_(mean)  # each process has seen its own images
         valid_loss, valid_accuracy = evaluate(model, arch_set, args)
         utils.check_finite_state(model, valid_loss, where, folder.file("checkpoint.pt"))
-        arch = read_cell(space, model.mixture())
+        arch = read_cell(model.space, model.mixture())
         chosen = operations(arch)
         row = {
             "epoch": epoch,
@@ -514,7 +520,7 @@ def main(args):
     utils.leave_processes()
     if rank:
         return
-    folder.write_genotype(arch := read_cell(space, model.mixture()))
+    folder.write_genotype(arch := read_cell(model.space, model.mixture()))
     result = {"algo": method, "arch": format_architecture(arch), "metrics": rows[-1]}
     result["sharpness"] = sharpness_and_picture(folder, args, arch, model, (images, labels, arch_half), norm)
     folder.write_json("result.json", result)

@@ -6,7 +6,7 @@
     torchrun --nproc_per_node 8 train.py --arch NA_DARTS --dataset imagenet --data DIR
     python train.py --dataset folder --data DIR --image_size 32 --valid_portion 0.1 --seeds 0 1 2
     python train.py --resume FOLDER                               go on; flags as they were
-    python train.py --eval --resume FOLDER|FILE                   test a checkpoint
+    python train.py --eval --resume FOLDER|FILE                   test a checkpoint; --export FILE.pt2: export
     python train.py --quick                                       a minute on a CPU, without any data
 
 The defaults depend on the network, see RECIPES: DARTS's for CIFAR (Liu, Simonyan, Yang; ICLR 2019), DARTS's
@@ -29,6 +29,7 @@ evenly over all epochs, without another slope in the last five.
 
 import copy
 import inspect
+import io
 import itertools
 import json
 import math
@@ -82,7 +83,7 @@ SCHEDULE = {
     "exponential": lambda e, E, gamma: gamma**e,
 }
 # Flags that may change when a run is resumed, since they change nothing in it but its length.
-MAY_DIFFER = "epochs name seeds data device workers compile report_freq save resume eval quick".split()
+MAY_DIFFER = "epochs name seeds data device workers compile report_freq save resume eval export quick".split()
 EVAL_MAY_DIFFER = "batch_size accumulate amp seed".split()  # those that a test depends on by rounding at most
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -147,6 +148,8 @@ def parse_args(argv=None, world=None, **defaults):
     add("--save", help="run folder (default: runs/train-<arch>-<dataset>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--eval", action="store_true", help="test the checkpoint, folder or file, that --resume names")
+    add("--export", metavar="FILE.pt2",
+        help="with --eval: write the network, as torch.export does, for use without this code")
     add("--quick", action="store_true",
         help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items()))
     # fmt: on
@@ -203,6 +206,8 @@ def check_args(parser, args, network, world):
         parser.error("--nesterov needs a --momentum above 0")
     if args.eval and not args.resume:
         parser.error("--eval tests the checkpoint that --resume names: give --resume FOLDER or FILE")
+    if args.export and not (args.eval and args.export.endswith(".pt2")):
+        parser.error(f"--export {args.export}: give --eval --resume FOLDER, and a file that ends in .pt2")
     if args.eval and args.seeds:
         parser.error("--eval tests one checkpoint: give the folder of one seed to --resume")
     if args.resume and args.save not in (None, args.resume):
@@ -480,8 +485,6 @@ def train(args, rank, world, device):
     if checkpoint:
         may_differ = MAY_DIFFER + (EVAL_MAY_DIFFER if args.eval else [])
         utils.check_same_run(args, checkpoint["args"], may_differ, checkpoint["epoch"])
-    else:
-        utils.check_free(args.save)
     size = max(1, args.batch_size // (world * args.accumulate))
     first = rank * args.accumulate
     parts = [slice(i * size, (i + 1) * size) for i in range(first, first + args.accumulate)]
@@ -516,13 +519,16 @@ def train(args, rank, world, device):
     best = utils.State(epoch=0, valid_top1=-1.0, model=None)  # of --valid_portion
     parts = dict(model=model, optimizer=optimizer, scaler=scaler, data=utils.State(data), best=best)
     if not args.eval:
-        parts["batches"] = train_batches
+        parts |= dict(batches=train_batches, test=test_batches)  # of the latter a checksum
     start, rows = 0, []
     if checkpoint:
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
     if args.eval:
-        return test_checkpoint(model, best, start, test_batches, autocast, rank, world)
+        scores = test_checkpoint(model, best, start, test_batches, autocast, rank, world)
+        if args.export and rank == 0:
+            export(model, data, args, next(iter(test_batches))[0])
+        return scores
     utils.wait_for_processes()  # no process looks for a checkpoint that another has just written
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if checkpoint:
@@ -622,6 +628,35 @@ def test_checkpoint(model, best, epoch, test_batches, autocast, rank, world):
     return scores
 
 
+class Exported(torch.nn.Module):
+    """What --export writes: images (B, 3, S, S), with pixels from 0 to 1, to logits (B, classes)."""
+
+    def __init__(self, model, mean, std):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, x):
+        return self.model((x - self.mean) / self.std)[0]
+
+
+@torch.no_grad()
+def export(model, data, args, x):
+    """Write a network, in evaluation mode and on the CPU, to the file --export. x: test images, normalised.
+    Raises BadInput where what loads from the file gives other logits."""
+    net = Exported(model, data["mean"], data["std"]).eval().to("cpu", memory_format=torch.contiguous_format)
+    example, images = torch.zeros(2, 3, args.image_size, args.image_size), torch.export.Dim("images")
+    program = torch.export.export(net, (example,), dynamic_shapes=({0: images},), strict=False)
+    torch.export.save(program, buffer := io.BytesIO())
+    x = x.cpu() * net.std + net.mean
+    difference = (torch.export.load(buffer).module()(x) - net(x)).abs().max().item()
+    if not difference < 1e-3:
+        raise utils.BadInput(f"--export {args.export}: what it holds gives other logits, by {difference:.1g}")
+    utils.write_file(args.export, buffer.getvalue())
+    print(f"wrote {args.export}; its logits of {len(x)} test images differ by {difference:.1g} at most")
+
+
 def train_seeds(args, rank, world, device):
     """One training for each seed, in a folder of its own, and their mean and standard deviation."""
     runs = []
@@ -630,13 +665,14 @@ def train_seeds(args, rank, world, device):
         started = args.resume and os.path.exists(os.path.join(path, "checkpoint.pt"))
         more = {"seed": seed, "seeds": None, "save": path, "resume": path if started else None}
         runs.append(Namespace(**{**vars(args), **more}))
-    if not args.resume:
-        utils.check_free(args.save)
-    elif os.path.exists(os.path.join(args.save, "checkpoint.pt")):
+    if args.resume and os.path.exists(os.path.join(args.save, "checkpoint.pt")):
         raise utils.BadInput(f"{args.save} is the run of one seed: leave --seeds out, or give another --save")
     utils.wait_for_processes()  # no process looks for a run that another has just begun
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
-    results = [train(one, rank, world, device) for one in runs]
+    results = []
+    for one in runs:
+        with utils.claimed(one.save, one.resume):
+            results.append(train(one, rank, world, device))
     summary = {k: results[0][k] for k in ("name", "arch", "dataset", "parameters", "macs", "epochs")}
     summary["seeds"] = args.seeds
     for name in ("test_top1", "test_top5", "test_loss"):
@@ -655,7 +691,8 @@ def main(args):
     rank, world, device = utils.join_processes(args.device)
     path = args.resume or args.save or utils.new_run_path("train", f"{args.name}-{args.dataset}")
     args.save = utils.from_the_first(path)  # its time is that of the first process
-    (train_seeds if args.seeds else train)(args, rank, world, device)
+    with nullcontext() if args.eval else utils.claimed(args.save, args.resume):
+        (train_seeds if args.seeds else train)(args, rank, world, device)
     utils.leave_processes()
 
 

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import pickle
 import shlex
 import signal
@@ -22,6 +23,11 @@ import threading
 import time
 import zipfile
 import zlib
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import torch
 import torch.distributed as dist
@@ -103,6 +109,8 @@ def run(main, args):
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
+    if hasattr(sys.stdout, "reconfigure"):  # a path, or the terminal, need not be UTF-8
+        sys.stdout.reconfigure(errors="replace")
     try:
         main(args)
     except KeyboardInterrupt:
@@ -304,6 +312,8 @@ def generator(seed, stream):
 # ------------------------------------------------------------------------------------------------------------
 
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")  # those that are held in memory
+# Beside those that begin with a dot, folders of systems and programs, which are no classes
+SYSTEM_FOLDERS = "@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"
 
 
 def load_images(dataset, root, image_size, train=True):
@@ -361,15 +371,13 @@ def _load_folder(root, image_size):
 
 
 def image_folder(root, transform):
-    """torchvision's ImageFolder, root/<class>/<image>. Raises BadInput where there are no two classes."""
-    from torchvision.datasets import ImageFolder
-
+    """An ImageFolder. Raises BadInput where there are no two classes, or a class has no image."""
     if not os.path.isdir(root):
         raise BadInput(
             f"there is no folder {root}: --data takes a folder with train/<class>/ and val/<class>/ in it"
         )
     try:
-        data = ImageFolder(root, transform, loader=_load_image)
+        data = ImageFolder(root, transform)
     except OSError as error:
         raise BadInput(
             f"no images in {root} ({one_line(error)}): expected {root}/<class>/<image>.png or .jpg"
@@ -379,11 +387,65 @@ def image_folder(root, transform):
     return data
 
 
+class ImageFolder(torch.utils.data.Dataset):
+    """torchvision's ImageFolder, root/<class>/<image>, without hidden files and the folders that systems and
+    programs leave there. Other files that are left out are counted in a line on stderr. An item is an image,
+    as _load_image reads it and the transform makes it, and its label."""
+
+    def __init__(self, root, transform):
+        from torchvision.datasets import folder
+
+        self.root, self.transform = root, transform
+        hidden = lambda name: name.startswith(".") or name in SYSTEM_FOLDERS
+        self.classes = [name for name in folder.find_classes(root)[0] if not hidden(name)]
+        if not self.classes:
+            raise FileNotFoundError("it has no class folder")
+        endings = []
+
+        def is_image(path):
+            if any(map(hidden, path[len(root) :].split(os.sep))):
+                return False
+            endings.append(os.path.splitext(path)[1].lower())
+            return endings[-1] in folder.IMG_EXTENSIONS
+
+        places = {name: i for i, name in enumerate(self.classes)}
+        try:
+            self.samples = folder.make_dataset(root, places, is_valid_file=is_image)
+        finally:
+            others = [ending or "no ending" for ending in endings if ending not in folder.IMG_EXTENSIONS]
+            if others and processes()[0] == 0:
+                line = f"{root}: {len(others)} of {len(endings)} files left out: "
+                print(printable(line + ", ".join(sorted(set(others)))[:100]), file=sys.stderr)
+        self.targets = [label for _, label in self.samples]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, i):
+        path, label = self.samples[i]
+        return self.transform(_load_image(path)), label
+
+
 def _load_image(path):
-    from PIL import Image
+    """An image file as RGB, as a viewer shows it: turned as its EXIF orientation says, transparent parts on
+    white, 16-bit grey scaled by 1/257. Raises BadInput where it cannot be read, or the range of its values is
+    not defined, as that of floats and 32-bit integers."""
+    import numpy
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
+            image.load()
+            with contextlib.suppress(Exception):  # damaged EXIF data turns nothing, and photographs have it
+                ImageOps.exif_transpose(image, in_place=True)
+            wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+            if image.mode in ("I", "F") and not wide:
+                raise ValueError(f"the range of its values, of mode {image.mode}, is not defined")
+            if wide:
+                image = Image.fromarray((numpy.asarray(image) / 257).round().astype("uint8"))
+            if image.mode.endswith(("A", "a")) or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
     except Exception as error:  # each image format has errors of its own
         raise BadInput(
@@ -546,7 +608,7 @@ class Batches:
         self.g, self.parts, self.augmentation = g, parts, augmentation
         self.order = torch.empty(0, dtype=torch.long)
         self.place = 0
-        self.checksum = zlib.crc32(labels.cpu().numpy(), zlib.crc32(images.cpu().numpy()))
+        self.checksum = checksum(images, labels)
 
     def __len__(self):
         """Batches in a round."""
@@ -584,12 +646,24 @@ class Batches:
         self.g.set_state(state["generator"])
 
 
+def checksum(images, labels):
+    """A number that tells a set of images from others."""
+    return zlib.crc32(labels.cpu().numpy(), zlib.crc32(images.cpu().numpy()))
+
+
 class InOrder:
     """Batches (x, y) of the images that `index` names, in order and not augmented, for evaluation."""
 
     def __init__(self, images, labels, index, batch_size, mean, std):
         self.images, self.labels, self.parts = images, labels, index.to(images.device).split(batch_size)
         self.normalisation = dict(mean=mean, std=std)
+
+    def state_dict(self):
+        return {"checksum": checksum(self.images, self.labels)}
+
+    def load_state_dict(self, state):
+        if state != self.state_dict():
+            raise ValueError("its images are not those of --data")
 
     def __iter__(self):
         for part in self.parts:
@@ -654,7 +728,7 @@ class RunFolder:
         tqdm.write(text, file=sys.stdout)
         path = self.file("log.txt")
         try:
-            with open(path, "a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", errors="replace") as file:
                 file.write(text + "\n")
         except OSError as error:
             raise cannot_write(path, error) from None
@@ -709,6 +783,49 @@ def write_csv(path, rows):
 def new_run_path(script, what):
     """runs/<script>-<what>-<time>-<random>, since runs may be started in the same second."""
     return os.path.join("runs", f"{script}-{what}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}")
+
+
+@contextlib.contextmanager
+def claimed(path, resume=None):
+    """Hold the run folder at `path` for this run alone, and make it where there is none. Raises BadInput
+    where it holds a run and is not to `resume` it, or where that run is still going on. Of several processes
+    the first one claims.
+
+    The claim is a lock on an open file, which the system drops when the process ends, however it does. What a
+    run that is refused has not filled is removed.
+    """
+    if processes()[0]:
+        yield
+        return
+    if not resume:
+        check_free(path)
+    here = pathlib.Path(path).absolute()
+    made = [folder for folder in (here, *here.parents) if not folder.exists()]
+    try:
+        os.makedirs(path, exist_ok=True)
+        lock = open(here / ".lock", "a")
+    except OSError as error:
+        raise cannot_write(f"the run folder {path}", error) from None
+    with lock:
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.register_at_fork(after_in_child=lock.close)  # or workers hold it beyond the end of the run
+        except BlockingIOError:
+            mend = "wait for it, or stop it first" if resume else "choose another --save"
+            raise BadInput(f"{path} holds a run already, which is going on: {mend}") from None
+        except OSError:  # a disk without locks
+            pass
+        try:
+            yield
+        finally:
+            names = set(os.listdir(path)) if os.path.isdir(path) else set()
+            if not resume and names <= {".lock", "args.json"}:
+                with contextlib.suppress(OSError):
+                    for name in names:
+                        os.remove(here / name)
+                    for folder in made:
+                        folder.rmdir()
 
 
 def check_free(path):

@@ -38,7 +38,15 @@ from tqdm import tqdm
 
 import nats_bench
 import utils
-from genotypes import SPACES, Genotype, nasbench201_architectures, operations, parse_architecture
+from genotypes import (
+    SPACES,
+    Genotype,
+    nasbench201_architectures,
+    operations,
+    parse_architecture,
+    printable,
+    space_with,
+)
 from model_search import SUPERNETS, running_statistics_kept, weights_held
 from neighborhood import METHODS, PERTURB, ball_shifts, neighbors
 
@@ -129,7 +137,8 @@ def new_figure(width, height, **options):
 def save(figure, path, rows):
     """Write a picture, in the format of its ending, and its numbers as CSV beside it. rows: dicts."""
     figure.savefig(path, dpi=110)
-    with open(os.path.splitext(path)[0] + ".csv", "w", newline="", encoding="utf-8") as file:
+    table = os.path.splitext(path)[0] + ".csv"
+    with open(table, "w", newline="", encoding="utf-8", errors="replace") as file:  # of paths
         csv.writer(file, lineterminator="\n").writerows([rows[0], *(row.values() for row in rows)])
 
 
@@ -158,13 +167,19 @@ def method_of(flags):
 
 def title_of(path, run, width=80):
     """A run's method and folder, in lines of a width in letters."""
-    return textwrap.fill(f"{method_of(run['args'])} ({os.path.basename(os.path.abspath(path))})", width)
+    name = printable(os.path.basename(os.path.abspath(path)))
+    return textwrap.fill(f"{method_of(run['args'])} ({name})", width)
 
 
 def edge_names(run):
     """Names of the edges in the order of alpha's rows, such as `normal 0-2`."""
     space = SPACES[run["args"]["space"]]
     return [f"{cell} {source}-{target}" for cell in space.cells for source, target in space.edges]
+
+
+def operations_of(run):
+    """The candidate operations of a run, in the order of alpha's columns."""
+    return space_with(run["args"]["space"], run["args"].get("ops")).ops
 
 
 def parsed(text, space=None):
@@ -335,7 +350,7 @@ def curves(args):
 def mixture(args):
     """softmax(alpha) by edge and operation: heat maps"""
     run = load_run(args.runs[0])
-    names, ops, last = edge_names(run), SPACES[run["args"]["space"]].ops, run["epoch"]
+    names, ops, last = edge_names(run), operations_of(run), run["epoch"]
     p = run["trajectory"].softmax(-1).flatten(1, 2)  # (1 + epochs, E, O)
     epochs = args.epochs or sorted({round(last * k / 3) for k in range(4)})
     for epoch in epochs:
@@ -373,7 +388,7 @@ def load_supernet(path, run, args):
     flags = argparse.Namespace(**{**run["args"], "data": args.data or run["args"]["data"]})
     device = utils.device_of(args.device)
     images, labels, classes, _, half, normalisation = utils.load_halves(flags)
-    model = SUPERNETS[flags.space](flags.init_channels, flags.layers, len(classes))
+    model = SUPERNETS[flags.space](flags.init_channels, flags.layers, len(classes), operations_of(run))
     # That the images are those of the run is seen by the state of its batches.
     seen = utils.Batches(images, labels, half, flags.batch_size, torch.Generator())
     utils.restore({"model": model, "arch_batches": seen}, run)

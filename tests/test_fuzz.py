@@ -24,7 +24,14 @@ from genotypes import (
 )
 
 NAMES = nasbench201_architectures()
-TEXTS = [*map(repr, NAMED.values()), NAMES[0], NAMES[-1], "DARTS_V2"]
+V2 = repr(NAMED["DARTS_V2"])
+BY_NODE = [[cell[i : i + 2] for i in range(0, 8, 2)] for cell in NAMED["DARTS_V2"][::2]]
+TEXTS = [
+    *map(repr, NAMED.values()), NAMES[0], NAMES[-1], "DARTS_V2", "15624", "(0, 3, 1, 4, 2, 0)",
+    f"best = {V2}  # here", V2.replace("_3x3', 0)", "_3x3', np.int64(0), 0.1)"), f"Structure({NAMES[3]})",
+    f"Genotype({BY_NODE[0]}, range(2, 6, 1), {BY_NODE[1]}, list(range(2, 6)))",
+    "[(('none', 0),), (('none', 0), ('none', 1)), (('none', 0), ('none', 1), ('nor_conv_3x3', 2))]",
+]  # fmt: skip
 FUZZ = settings(
     max_examples=150,
     derandomize=True,
@@ -62,7 +69,8 @@ PIECES = st.sampled_from(
         "range(0, 100000000)", "range('a', 'b')", "range(0, None)", "range('a')", "range(1, 2, 3)",
         "range(start=1)", "9" * 5000, "-" * 9000 + "1", "[" * 300, "1" + "**9" * 50, "f'{1}'", "...", "None",
         "nan", "[('none', 0)]", "{}", "*[1]", "**{}", "'\\d'", "b'x'", "'\\ud800'", "('sep_conv_3x3', 0)",
-        "[('sep_conv_3x3', 0)] * 8", "print", "(x := 1)",
+        "[('sep_conv_3x3', 0)] * 8", "print", "(x := 1)", "np.int64(1)", "np.load('evil')", "array([2])",
+        "range(2, 6, 1)", "range(2, 6, 0)", "list(range(2, 6))", "Genotype([], [2], [], [2])", "{1: 2}",
     ]
 )  # fmt: skip
 
@@ -163,6 +171,7 @@ def test_any_table(data):
 @given(st.dictionaries(st.integers(0, len(NAMES) - 1), st.tuples(PERCENT, PERCENT), max_size=30))
 def test_tables_come_back(rows):
     """Whatever the order of its rows and columns, and to the bit."""
+    rows |= {0: (50.0, 1.5)}  # with a value above 1, which a column of percentages has
     lines = [f"{b!r},{NAMES[i]},{a!r}".replace("None", "") for i, (a, b) in rows.items()]
     with open("t.csv", "w", newline="") as file:
         file.write("\n".join(["x_test_1,arch,cifar10_valid_200", *lines]) + "\n")
