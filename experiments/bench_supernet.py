@@ -28,7 +28,9 @@ import torch
 import torch.nn.functional as F
 from plain import PLAIN
 
+import sample
 import search
+from genotypes import random_architecture
 from model_search import SUPERNETS
 
 
@@ -97,18 +99,33 @@ class Jobs:
         words += f" --neighbor_batch {way} --batch_size {self.batch}"
         return search.parse_args(words.split())
 
+    def mixtures(self, args):
+        shifts = search.draw_shifts(self.model, args, 1, self.g)
+        return search.mixtures(self.model.alpha, shifts, args, self.g)
+
     def arch_step(self, neighbors=0, way="split", norm="own"):
         """The loss over so many neighbors, and its gradient by alpha; 0 is DARTS."""
         self.model.share_statistics(norm == "shared")
         args = self.flags(neighbors, way)
-        shifts = search.draw_shifts(self.model, args, 1, self.g)
-        search.arch_gradient(self.model, self.x, self.y, shifts, args)
+        q = self.mixtures(args)
+        by_q = search.arch_gradient(self.model, self.x, self.y, q, args)[1]
+        search.by_alpha(self.model.alpha, q, by_q, args)
 
     def weight_step(self):
         """The loss at the center, and its gradient by the weights."""
         args = self.flags(0)
-        center = search.draw_shifts(self.model, args, 1, self.g)
-        search.weight_gradient(self.model, self.x, self.y, center, args)
+        search.weight_gradient(self.model, self.x, self.y, self.mixtures(args).detach(), args)
+
+    def one_path_step(self):
+        """The loss of an architecture, another each time, and its gradient by the weights."""
+        self.model.zero_grad()
+        self.path = sample.one_hot(random_architecture(self.model.space, self.g), self.model.space)
+        F.cross_entropy(self.model(self.x, *self.path), self.y).backward()
+
+    @torch.no_grad()
+    def one_path_evaluation(self):
+        """The logits of that architecture."""
+        self.model(self.x, *self.path)
 
     def search_step(self, neighbors):
         self.arch_step(neighbors)
@@ -151,14 +168,18 @@ def compare(space, size, turns, results, quick):
             "our architecture step, DARTS": jobs.arch_step,
             "our architecture step, 8 neighbors": lambda: jobs.arch_step(8),
             "our weight step": jobs.weight_step,
+            "one-path weight step": jobs.one_path_step,
+            "one-path evaluation": jobs.one_path_evaluation,
         },
         turns,
     )
     print_seconds(seconds)
-    plain, ours, arch, na, weight = seconds.values()
+    plain, ours, arch, na, weight, path, evaluation = seconds.values()
     mb = [grown(job, space, *size) if quick else memory(job, space, size) for job in ("plain", "ours")]
     print(f"  memory of a pass: plain {mb[0]:.0f} MB, ours {mb[1]:.0f} MB")
     results[f"supernet_{space}"] = f"ratio={ratio(plain, ours):.2f} memory={mb[1] / max(1, mb[0]):.2f}"
+    results[f"one_path_step_{space}"] = f"ratio={ratio(path, weight):.3f}"
+    results[f"one_path_evaluation_{space}"] = f"ratio={ratio(evaluation, path):.3f}"
     step = [a + w for a, w in zip(arch, weight, strict=True)]
     name = "search_step" if space == "darts" else f"search_step_{space}"
     results[name] = f"ratio={ratio([2 * p for p in plain], step):.2f}"
@@ -198,6 +219,7 @@ def neighbor_table(size, turns, results, plot):
         axes.set(
             xlabel="neighbors", ylabel="cost of an architecture step\nover that of DARTS", ylim=(0, None)
         )
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
         figure.savefig(plot, bbox_inches="tight", dpi=100)
 
