@@ -129,6 +129,10 @@ def parse_args(argv=None):
     check_args(parser, args)
     if args.eval:
         flags = training_args(args)
+        if not flags.valid_portion:
+            parser.error("--valid_portion 0 leaves no images to evaluate architectures on: raise it")
+        if args.eval == "supernet" and flags.dataset == "imagenet":
+            parser.error("--eval supernet keeps its images in memory: take --dataset folder")
         if saved:
             try:
                 utils.check_same_run(args, saved, MAY_DIFFER)
@@ -441,9 +445,13 @@ def search_supernet(args):
     """Repeats on one supernet, whose weights are shared by all architectures: their error is that on held-out
     images with these weights and the statistics of the batch."""
     checkpoint = utils.load_checkpoint(args.supernet) if args.supernet else None
+    if checkpoint and "paths" not in checkpoint:
+        raise utils.BadInput(f"--supernet {args.supernet}: that is no run of sample.py --eval supernet")
     flags = training_args(args) if checkpoint is None else Namespace(**checkpoint["args"])
     device, space = utils.device_of(flags.device), SPACES[args.space]
     table = nats_bench.load_table(args.bench) if args.bench else None
+    if table:
+        nats_bench.check_column(table, args.bench_metric, args.bench)
     name = f"{method_name(args).lower()}-{args.space}-supernet"
     args.save = args.resume or args.save or utils.new_run_path("sample", name)
     size = flags.batch_size // flags.accumulate
