@@ -1,6 +1,7 @@
 """Speed and memory of the supernets against the plain ones of tests/plain.py, and what neighborhoods cost.
 
     python experiments/bench_supernet.py                passes and steps, and their memory: minutes
+    python experiments/bench_supernet.py --one_path     architectures against the mixture
     python experiments/bench_supernet.py --neighbors    cost by number of neighbors: takes 20 GB of memory
     python experiments/bench_supernet.py --growth       cost by the size of the job
     python experiments/bench_supernet.py --quick        a smoke test, whose numbers say nothing
@@ -168,22 +169,34 @@ def compare(space, size, turns, results, quick):
             "our architecture step, DARTS": jobs.arch_step,
             "our architecture step, 8 neighbors": lambda: jobs.arch_step(8),
             "our weight step": jobs.weight_step,
-            "one-path weight step": jobs.one_path_step,
-            "one-path evaluation": jobs.one_path_evaluation,
         },
         turns,
     )
     print_seconds(seconds)
-    plain, ours, arch, na, weight, path, evaluation = seconds.values()
+    plain, ours, arch, na, weight = seconds.values()
     mb = [grown(job, space, *size) if quick else memory(job, space, size) for job in ("plain", "ours")]
     print(f"  memory of a pass: plain {mb[0]:.0f} MB, ours {mb[1]:.0f} MB")
     results[f"supernet_{space}"] = f"ratio={ratio(plain, ours):.2f} memory={mb[1] / max(1, mb[0]):.2f}"
-    results[f"one_path_step_{space}"] = f"ratio={ratio(path, weight):.3f}"
-    results[f"one_path_evaluation_{space}"] = f"ratio={ratio(evaluation, path):.3f}"
     step = [a + w for a, w in zip(arch, weight, strict=True)]
     name = "search_step" if space == "darts" else f"search_step_{space}"
     results[name] = f"ratio={ratio([2 * p for p in plain], step):.2f}"
     results["na_step_8" if space == "darts" else f"na_step_8_{space}"] = f"ratio={ratio(na, arch):.2f}"
+
+
+def compare_one_path(space, size, turns, results):
+    """A one-path weight step over one at the mixture, and a one-path evaluation over that step."""
+    jobs = Jobs(space, *size)
+    steps = {
+        "mixture weight step": jobs.weight_step,
+        "one-path weight step": jobs.one_path_step,
+        "one-path evaluation": jobs.one_path_evaluation,
+    }
+    seconds = take_turns(steps, turns)
+    print(space)
+    print_seconds(seconds)
+    mixture, path, evaluation = seconds.values()
+    results[f"one_path_step_{space}"] = f"ratio={ratio(path, mixture):.3f}"
+    results[f"one_path_evaluation_{space}"] = f"ratio={ratio(evaluation, path):.3f}"
 
 
 def neighbor_table(size, turns, results, plot):
@@ -247,6 +260,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--turns", type=int, default=5, help="measurements of each thing")
+    parser.add_argument("--one_path", action="store_true", help="cost of one path instead")
     parser.add_argument("--neighbors", action="store_true", help="cost by number of neighbors instead")
     parser.add_argument("--plot", help="a picture file of that")
     parser.add_argument("--growth", action="store_true", help="cost by the size of the job instead")
@@ -258,9 +272,12 @@ def main():
     print(machine())
     turns, results = 1 if args.quick else args.turns, {}
     darts, nasbench201 = ((4, 3, 16, 8), (4, 1, 16, 8)) if args.quick else ((16, 8, 64, 32), (16, 5, 64, 32))
-    if args.quick or not (args.neighbors or args.growth):
+    if args.quick or not (args.one_path or args.neighbors or args.growth):
         compare("darts", darts, turns, results, args.quick)
         compare("nasbench201", nasbench201, turns, results, args.quick)
+    if args.quick or args.one_path:
+        compare_one_path("darts", darts, turns, results)
+        compare_one_path("nasbench201", nasbench201, turns, results)
     if args.quick or args.neighbors:
         neighbor_table(darts, turns, results, args.plot)
     if args.growth and not args.quick:
