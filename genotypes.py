@@ -475,8 +475,8 @@ def _read_json(path):
 
 
 def main():
-    """Check an architecture and print it."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    """python genotypes.py ARCH [SPACE]: check an architecture and print it."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=main.__doc__)
     parser.add_argument("arch", help="a name, a run folder, a genotype.json, a printed genotype, a string")
     parser.add_argument("space", nargs="?", choices=SPACES, help="that it has to belong to (default: either)")
     args = parser.parse_args()

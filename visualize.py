@@ -152,7 +152,7 @@ def method_of(flags):
         return flags["name"]
     radius = f", radius {flags['neighborhood']}" if flags["neighborhood"] > 1 else ""
     name = "NA-" * (flags["neighborhood"] > 0) + METHODS[flags.get("relax", "softmax")]
-    name = "DARTS-ascent" if flags["perturb"] == "ascent" and flags["neighborhood"] else name
+    name = "DARTS-ascent" if flags.get("perturb") == "ascent" and flags["neighborhood"] else name
     return name + radius + ", second order" * flags["unrolled"]
 
 

@@ -98,9 +98,13 @@ def difference(a, b):
 class Job:
     """A supernet, a batch for the weights, one for the architecture, and the steps of search.py on them."""
 
-    def __init__(self, args, flags="", space="darts", batch=64, dtype=torch.float32, graph=False):
+    def __init__(
+        self, args, flags="", space="darts", batch=64, dtype=torch.float32, graph=False, small=False
+    ):
         device = args.device
-        C, depth, size = (2, 3, 8) if args.smoke else (16, 8 if space == "darts" else 5, 32)
+        C, depth, size = (16, 8 if space == "darts" else 5, 32)
+        if small or args.smoke:  # of which a CPU gives the numbers in a second or two
+            C, depth, size = (2, 3, 8) if args.smoke else (8, 3, 16)
         self.args = search.parse_args([*flags.split(), "--space", space, "--batch_size", str(batch)])
         torch.manual_seed(0)
         self.model = SUPERNETS[space](C, depth, 10)
@@ -111,8 +115,8 @@ class Job:
         self.x, self.x_arch = x.to(device, dtype)
         self.y, self.y_arch = y.to(device)
         self.g = utils.generator(0, 0)
-        self.center = torch.zeros(1, self.model.alpha[..., 0].numel(), dtype=torch.long, device=device)
-        self.near = search.draw_shifts(self.model, self.args, 1, self.g).to(device)
+        self.still = torch.zeros(1, self.model.alpha[..., 0].numel(), dtype=torch.long)
+        self.near = search.draw_shifts(self.model, self.args, 1, self.g)
         self.weights = self.model.weight_parameters()
         self.optimizer = torch.optim.SGD(self.weights, 0.025, momentum=0.9, weight_decay=3e-4)
         for w in self.weights:
@@ -130,18 +134,32 @@ class Job:
             self.first, self.second = utils.Replayed(self.first), utils.Replayed(self.second)
             self.weight_gradient = utils.Replayed(self.weight_gradient, self.model.buffers())
 
+    def mixtures(self, shifts):
+        shifts = utils.to_device(shifts, self.x.device)
+        return search.mixtures(self.model.alpha, shifts, self.args, self.g)
+
     def arch_gradient(self):
+        """The loss, and its gradient by alpha."""
+        by_alpha = lambda q, by_q: search.by_alpha(self.model.alpha, q, by_q, self.args)
+        near = self.mixtures(self.near)
         if self.args.unrolled:
-            both = self.x, self.y, self.center, self.x_arch, self.y_arch, self.near
-            return self.second(self.lr, *both)
-        return self.first(self.x_arch, self.y_arch, self.near)
+            q = self.mixtures(self.still)
+            both = self.x, self.y, q, self.x_arch, self.y_arch, near
+            loss, by_q, by_near = self.second(self.lr, *both)
+            return loss, by_alpha(q, by_q) + by_alpha(near, by_near)
+        loss, by_near = self.first(self.x_arch, self.y_arch, near)
+        return loss, by_alpha(near, by_near)
+
+    def weight_step(self):
+        """The gradients by the weights, at the center."""
+        return self.weight_gradient(self.x, self.y, self.mixtures(self.still).detach())
 
     def step(self):
         """What one turn of the loop in search.py does, but for the batches."""
-        self.near = utils.to_device(search.draw_shifts(self.model, self.args, 1, self.g), self.x.device)
+        self.near = search.draw_shifts(self.model, self.args, 1, self.g)
         loss, self.model.alpha.grad = self.arch_gradient()
         self.arch_optimizer.step()
-        self.weight_gradient(self.x, self.y, self.center)
+        self.weight_step()
         torch.nn.utils.clip_grad_norm_(self.weights, 5.0)
         self.optimizer.step()
         return loss
@@ -178,12 +196,12 @@ def numbers(args):
     batch = 16
     for space, (method, flags) in some(args, SUPERNETS, METHODS.items()):
         cpu = argparse.Namespace(device=torch.device("cpu"), smoke=args.smoke)
-        wanted = both_gradients(Job(cpu, flags, space, batch, torch.float64))
+        wanted = both_gradients(Job(cpu, flags, space, batch, torch.float64, small=True))
         precisions = ("fp32", False, ""), ("TF32", True, ""), ("bf16", True, " --amp bf16")
         for layout, (precision, tf32, amp) in some(args, LAYOUTS, precisions)[:4]:
             reset(args.device, tf32)
             layers.LAYOUT[args.device.type] = LAYOUTS[layout]
-            got = both_gradients(Job(args, flags + amp, space, batch))
+            got = both_gradients(Job(args, flags + amp, space, batch, small=True))
             errors = [difference(a, b) for a, b in zip(got, wanted, strict=True)]
             print(
                 f"| {space} | {method} | {layout} | {precision} | "
@@ -197,7 +215,7 @@ def numbers(args):
 
 def both_gradients(job):
     loss, by_alpha = job.arch_gradient()
-    job.weight_gradient(job.x, job.y, job.center)
+    job.weight_step()
     return loss, by_alpha, torch.cat([w.grad.flatten() for w in job.weights])
 
 

@@ -32,14 +32,17 @@ import visualize
 from model_search import running_statistics_kept
 from neighborhood import ball_shifts, sample_shifts
 
-METHOD = argparse.Namespace(perturb="roll", agg="mean", neighbor_batch="split")
+METHOD = argparse.Namespace(
+    neighborhood=1, perturb="roll", agg="mean", relax="softmax", neighbor_batch="split", unrolled=False
+)
 
 
 def loss_and_gradient(model, x, y, shifts, shared=False):
     """The loss of one architecture step on neighbors (n, E), one of which alone has all images, and its
     gradient by alpha, flat. shared: as --neighbor_norm has it."""
     model.share_statistics(shared)
-    loss = search.neighborhood_loss(model, x, y, shifts, METHOD)
+    q = search.mixtures(model.alpha, shifts, METHOD, None)
+    loss = search.neighborhood_loss(model, x, y, q, METHOD)
     return loss.item(), torch.autograd.grad(loss, model.alpha)[0].flatten()
 
 

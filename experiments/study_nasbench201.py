@@ -26,7 +26,7 @@ import torch
 
 import search
 import utils
-from neighborhood import PERTURB, neighbors, roll
+from neighborhood import PERTURB, roll
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 IMAGES = "--space nasbench201 --dataset folder --image_size 16 --batch_size 64 --arch_learning_rate 3e-3"
@@ -96,14 +96,10 @@ def radius_shrinks(model, args, epoch, g):
     return draw_shifts(model, argparse.Namespace(**{**vars(args), "neighborhood": radius}), epoch, g)
 
 
-def sharpened(model, shifts, args):
+def sharpened(alpha, shifts, args, g, t=0.0):
     """The neighbors of softmax(4 alpha), a temperature of a quarter; the center, which trains the weights, is
     that of DARTS."""
-    if not shifts.any():
-        return mixtures(model, shifts, args)
-    p = model.mixture() ** 4
-    p = p / p.sum(-1, keepdim=True)
-    return neighbors(p.flatten(0, 1), shifts, args.perturb).view(-1, *p.shape)
+    return mixtures(4 * alpha if shifts.any() else alpha, shifts, args, g, t)
 
 
 def without_none(p, s):

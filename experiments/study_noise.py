@@ -3,8 +3,8 @@
     python experiments/study_noise.py --bench T.csv --out noise.csv [--plot noise.png]
 
 Runs sample.py for each algorithm, budget and noise, with repeats that draw another noise each, and writes the
-test accuracy of what was found: mean and standard deviation, CIFAR-100 and ImageNet-16-120. What the file has
-is not run again. The plot shows the gain over random search of equal budget, by noise.
+test accuracy of what was found: mean and standard deviation, CIFAR-100 and ImageNet-16-120. What is in the
+file already is not run again. The plot shows the gain over random search of equal budget, by noise.
 """
 
 import argparse

@@ -252,7 +252,7 @@ def test_places_that_cannot_be_written(world, refused):
         ("search.py --epochs 0", 2, "search.py: error: argument --epochs: 0 is out of range"),
         ("train.py --resume nowhere", 2, "train.py: error: there is no checkpoint nowhere"),
         ("search.py --algo rs", 2, "search.py: error: give one evaluator: --bench FILE"),
-        ("genotypes.py", 2, "genotypes.py: error: usage: genotypes.py ARCH"),
+        ("genotypes.py", 2, "genotypes.py: error: the following arguments are required: arch"),
         ("genotypes.py DARTS_V2 nasbench201", 2, "of the space darts, not of nasbench201"),
         ("genotypes.py DARTS_V3", 2, "genotypes.py: error: unknown architecture 'DARTS_V3'"),
         ("genotypes.py search darts", 2, "of the space nasbench201, not of darts"),

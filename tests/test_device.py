@@ -30,7 +30,7 @@ def like_cuda(monkeypatch):
 
 
 def made(space, flags, batch=16):
-    """A small supernet, its SGD, flags, and a batch with shifts for both steps."""
+    """A small supernet, its SGD, flags, and a batch with mixtures for both steps."""
     args = search.parse_args([*flags.split(), "--space", space, "--batch_size", str(batch)])
     model = SUPERNETS[space](4, 3 if space == "darts" else 1, 10).to(META)
     model.share_statistics(args.neighbor_norm == "shared")
@@ -39,7 +39,8 @@ def made(space, flags, batch=16):
         optimizer.state[w]["momentum_buffer"] = torch.zeros_like(w)
     x, y = torch.empty(batch, 3, 16, 16, device=META), torch.empty(batch, dtype=torch.long, device=META)
     shifts = search.draw_shifts(model, args, 1, utils.generator(0, 0)).to(META)
-    return model, optimizer, args, (x, y, shifts)
+    q = search.mixtures(model.alpha, shifts, args, utils.generator(0, 1))
+    return model, optimizer, args, (x, y, q)
 
 
 STEPS = [("darts", f"--neighbor_norm {norm} --neighbors 4") for norm in ("own", "shared")]
@@ -52,7 +53,8 @@ STEPS += [("nasbench201", flags) for flags in FLAGS]
 def test_a_search_step(space, flags):
     model, optimizer, args, batch = made(space, flags)
     if args.agg != "median":  # whose quantile has no kernel without values
-        loss, gradient = search.arch_gradient(model, *batch, args)
+        loss, by_q = search.arch_gradient(model, *batch, args)
+        gradient = search.by_alpha(model.alpha, batch[2], by_q, args)
         assert loss.device == gradient.device == META and gradient.shape == model.alpha.shape
     search.weight_gradient(model, *batch, args)
     for w in model.weight_parameters():
@@ -68,19 +70,19 @@ def test_a_step_in_the_other_layout(monkeypatch):
 
 def test_a_step_of_second_order():
     flags = "--unrolled --weight_step neighbors --neighbors 4"
-    model, optimizer, args, (x, y, shifts) = made("nasbench201", flags)
+    model, optimizer, args, (x, y, q) = made("nasbench201", flags)
     lr = torch.empty((), device=META)
-    loss, gradient = search.unrolled_gradient(model, optimizer, (x, y, shifts), (x, y, shifts), args, lr)
-    assert loss.device == META and gradient.shape == model.alpha.shape
+    loss, *by_q = search.unrolled_gradient(model, optimizer, (x, y, q), (x, y, q), args, lr)
+    assert loss.device == META and all(by.shape == q.shape and by.device == META for by in by_q)
 
 
 def test_a_value_cannot_be_had():
     """What the tests above rest on: a wait for the device raises, and so do tensors of two devices."""
-    model, _, args, (x, y, shifts) = made("nasbench201", "")
+    model, _, args, (x, y, q) = made("nasbench201", "")
     with pytest.raises(RuntimeError, match="meta"):
-        search.arch_gradient(model, x, y, shifts, args)[0].item()
+        search.arch_gradient(model, x, y, q, args)[0].item()
     with pytest.raises(RuntimeError):
-        search.arch_gradient(model, x, torch.zeros(16, dtype=torch.long), shifts, args)
+        search.arch_gradient(model, x, torch.zeros(16, dtype=torch.long), q, args)
 
 
 def test_sharpness():

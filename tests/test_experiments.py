@@ -184,8 +184,8 @@ def test_twists_of_the_study(monkeypatch):
         search.draw_shifts, search.mixtures = study_nasbench201.draw_shifts, study_nasbench201.mixtures
         PERTURB["roll"] = roll
         study_nasbench201.TWISTS[name]()
-        assert torch.equal(search.mixtures(model, center, args)[:, 0], p[None])
-        return search.mixtures(model, shifts, args)[:, 0]
+        assert torch.equal(search.mixtures(model.alpha, center, args, g)[:, 0], p[None])
+        return search.mixtures(model.alpha, shifts, args, g)[:, 0]
 
     without = twisted("without none")
     assert torch.equal(without[..., 0], p[:, 0].expand(64, 6))

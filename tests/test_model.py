@@ -157,12 +157,12 @@ def test_drop_path_at_0_and_in_evaluation_mode_does_nothing(monkeypatch):
     x = torch.randn(4, 3, 16, 16)
     dropped = network(x, 0.5)[0]
     assert not torch.equal(dropped, network(x, 0.5)[0])
+    assert torch.equal(network(x, 0.0)[0], network(x)[0])
 
     def never(x, probability):
         raise AssertionError("drop path was called")
 
     monkeypatch.setattr(model, "drop_path", never)
-    assert torch.equal(network(x, 0.0)[0], network(x)[0])
     network.eval()
     assert torch.equal(network(x, 0.5)[0], network(x)[0])
 
@@ -265,13 +265,11 @@ def test_groups_of_a_batch_norm(memory, affine):
         for scale in (None, torch.rand(2, dtype=torch.float64, requires_grad=True)):
             wanted = [x, *together.parameters(), *([] if scale is None else [scale])]
             theirs = [x, *alone.parameters(), *([] if scale is None else [scale])]
-            a = groups_to_batch(together(batch_to_groups(x, 2), 2, scale), 2)
-            b = [
-                alone(part, 1, None if scale is None else scale[[k]])
-                for k, part in enumerate(
-                    x.chunk(2) if LAYOUT["cpu"] is torch.channels_last else (x[::2], x[1::2])
-                )
-            ]
+            factors = None if scale is None else scale.repeat_interleave(3)  # one a channel
+            a = groups_to_batch(together(batch_to_groups(x, 2), 2, factors), 2)
+            parts = x.chunk(2) if LAYOUT["cpu"] is torch.channels_last else (x[::2], x[1::2])
+            each = [None, None] if scale is None else factors.chunk(2)
+            b = [alone(part, 1, factor) for part, factor in zip(parts, each, strict=True)]
             b = groups_to_batch(torch.cat(b, 1), 2)
             assert torch.allclose(a, b, rtol=1e-12)
             g = torch.randn_like(a).contiguous()  # a gradient in another memory layout
@@ -289,6 +287,7 @@ def test_groups_that_share_statistics_keep_fine_differences_of_alpha(memory):
     assert scale.bfloat16().unique().numel() == 1
     torch.manual_seed(0)
     x = torch.randn(16, 16, 16, 16).bfloat16()
-    y, plain = (norm(x, 2, s).unflatten(1, (2, 8)).float() for s in (scale, None))
+    factors = scale.repeat_interleave(8)
+    y, plain = (norm(x, 2, s).unflatten(1, (2, 8)).float() for s in (factors, None))
     ratio = (y * plain).sum((0, 2, 3, 4)) / plain.square().sum((0, 2, 3, 4))
     assert torch.allclose(ratio, scale, rtol=5e-4) and (ratio[1] / ratio[0] - 1).item() > 0.002

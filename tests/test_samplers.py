@@ -99,7 +99,7 @@ def test_flat_and_sharp_minima():
     assert best(random_search(Evaluations(f), drawer(0), lambda a: [a], MEAN, 500)) == (0, 0, 0)
     assert best(random_search(Evaluations(f), drawer(0), around, MEAN, 500)) == (2, 2, 2)
     assert best(local_search(Evaluations(f), drawer(0), around, None, 27, 27)) == (0, 0, 0)
-    assert best(local_search(Evaluations(f), drawer(0), around, MEAN, 5, 27, "whole")) == (2, 2, 2)
+    assert best(local_search(Evaluations(f), drawer(0), around, MEAN, 5, 27)) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("wave", [1, 2, 5])
@@ -123,9 +123,11 @@ def test_random_search_equals_a_plain_one(samples, budget, wave):
         assert [draw(), draw()] == [draw_too(), draw_too()]  # the generator stands where it stood
 
 
-@pytest.mark.parametrize("samples,budget", [(4, None), (None, 20), (2, 15)])
-@pytest.mark.parametrize("kind", ["plain", "whole", "known"])
-def test_local_search_equals_a_plain_one(samples, budget, kind):
+@pytest.mark.parametrize("samples,budget", [(4, None), (None, 20), (3, None), (2, 15)])
+@pytest.mark.parametrize("aware", [False, True])
+def test_local_search_equals_a_plain_one(samples, budget, aware):
+    """Scores are those of whole neighborhoods where four or more were expanded, otherwise of known ones."""
+    kinds = set()
     for seed in range(20):
         draw, paid, expanded = drawer(seed), [], []
         for _ in range(4):
@@ -144,6 +146,8 @@ def test_local_search_equals_a_plain_one(samples, budget, kind):
             paid += new
             expanded.append(a)
         mean = sum(f(paid)) / len(paid)
+        kind = "plain" if not aware else "whole" if len(expanded) >= 4 else "known"
+        kinds.add(kind)
         scores = {}
         for a in paid:
             known = [ERROR[b] for b in ball(a) if b in paid]
@@ -154,9 +158,9 @@ def test_local_search_equals_a_plain_one(samples, budget, kind):
             elif a in expanded:
                 scores[a] = sum(known) / len(known)
         evaluations = Evaluations(f, budget)
-        g = None if kind == "plain" else MEAN
-        got = local_search(evaluations, drawer(seed), around, g, 4, samples, kind)
+        got = local_search(evaluations, drawer(seed), around, MEAN if aware else None, 4, samples)
         assert got == pytest.approx(scores) and list(evaluations.known) == paid
+    assert kinds == ({"plain"} if not aware else {"whole"} if samples == 4 else {"known"}) or samples is None
 
 
 def test_a_budget_is_never_exceeded_and_small_spaces_end():
@@ -187,7 +191,9 @@ RUNS = {
     "NA-RS, budget": "--algo rs --budget 60 --agg median",
     "LS": "--algo ls --neighborhood 0 --budget 80",
     "NA-LS": "--algo ls --budget 80",
-    "NA-LS, whole": "--algo ls --budget 80 --ls_score whole --starts 10",
+    "NA-LS, whole": "--algo ls --samples 4 --starts 3",
+    "REA": "--algo ea --neighborhood 0 --budget 60",
+    "NA-REA": "--algo ea --budget 60",
     "NA-LS, radius 2": "--algo ls --samples 2 --neighborhood 2 --neighbors 30 --starts 5",
 }
 
@@ -278,8 +284,6 @@ def test_tables_that_do_not_serve(refused, tmp_path, table):
     partial.write_text("\n".join(table.read_text().splitlines()[:100]) + "\n")
     for algo in ("rs", "ls"):
         assert "has no cifar10_valid_200 of |" in refused(sample, f"--algo {algo}", *flags, partial)
-    error = refused(sample, "--algo ls --budget 30 --starts 30 --ls_score whole", *flags, table)
-    assert "is spent before any neighborhood is whole" in error
     assert not (tmp_path / "run").exists()
     run(table, tmp_path / "run", "--algo rs")
     before = tree(tmp_path / "run")

@@ -37,6 +37,11 @@ def arguments(text=""):
     return search.parse_args(text.split())
 
 
+def mixed(model, shifts, args):
+    """The mixtures of a step whose neighbors are these."""
+    return search.mixtures(model.alpha, shifts, args, None)
+
+
 @pytest.mark.parametrize("space", ["darts", "nasbench201"])
 def test_radius_0_is_plain_darts(space):
     """The architecture gradient equals that of DARTS written out on the plain supernet."""
@@ -45,7 +50,9 @@ def test_radius_0_is_plain_darts(space):
     shifts = search.draw_shifts(model, args, 1, utils.generator(0, 0))
     assert shifts.shape == (1, model.alpha[..., 0].numel()) and not shifts.any()
     before = [buffer.clone() for buffer in model.buffers()]
-    loss, got = search.arch_gradient(model, x, y, shifts, args)
+    q = mixed(model, shifts, args)
+    loss, by_q = search.arch_gradient(model, x, y, q, args)
+    got = search.by_alpha(model.alpha, q, by_q, args)
     assert same(before, list(model.buffers()))  # the running statistics are the weight step's
 
     plain = copy_weights(model, PLAIN[space](2, 3 if space == "darts" else 1, 10).double())
@@ -63,7 +70,7 @@ def test_neighborhood_loss_is_the_aggregate_of_separate_losses(agg, mode):
     args = arguments(f"--agg {agg} --neighbors 4 --neighbor_batch {mode} --batch_size 12 --perturb move")
     shifts = search.draw_shifts(model, args, 1, utils.generator(5, 0))
     assert shifts.shape == (4, 6) and (shifts > 0).sum(1).max() == 1
-    loss = search.neighborhood_loss(model, x, y, shifts, args)
+    loss = search.neighborhood_loss(model, x, y, mixed(model, shifts, args), args)
 
     separate = []
     for k, shift in enumerate(shifts):
@@ -93,30 +100,37 @@ def test_second_order_gradient_is_that_through_one_step(radius, weight_step, mom
         optimizer.zero_grad()
         F.cross_entropy(model(x, model.mixture().detach()), y).backward(inputs=weights)
         optimizer.step()
-    buffers = [optimizer.state[w].get("momentum_buffer", torch.zeros_like(w)).clone() for w in weights]
-    train, valid = (x, y, weight_shifts), (x_arch, y_arch, shifts)
+    for w in weights:  # as search.py has it from the start
+        optimizer.state[w].setdefault("momentum_buffer", torch.zeros_like(w))
+    buffers = [optimizer.state[w]["momentum_buffer"].clone() for w in weights]
+    q, q_arch = mixed(model, weight_shifts, args), mixed(model, shifts, args)
     # A short difference: a supernet this small has kinks (ReLU, pooling) close by.
-    loss, got = search.unrolled_gradient(model, optimizer, train, valid, args, r=1e-6)
+    lr = torch.tensor(0.05, dtype=torch.float64)
+    loss, by_q, by_arch = search.unrolled_gradient(
+        model, optimizer, (x, y, q), (x_arch, y_arch, q_arch), args, lr, r=1e-6
+    )
+    got = search.by_alpha(model.alpha, q, by_q, args) + search.by_alpha(model.alpha, q_arch, by_arch, args)
 
     names = [name for name, _ in model.named_parameters() if name != "alpha"]
-    logits = model(x, search.mixtures(model, weight_shifts, args))
+    logits = model(x, mixed(model, weight_shifts, args))
     gradients = torch.autograd.grad(F.cross_entropy(logits, y), weights, create_graph=True)
     ahead = {
         name: w - 0.05 * (momentum * buffer + gradient + 0.01 * w)
         for name, w, buffer, gradient in zip(names, weights, buffers, gradients, strict=True)
     }
-    logits = torch.func.functional_call(model, ahead, (x_arch, search.mixtures(model, shifts, args)))
+    q_arch = mixed(model, shifts, args)
+    logits = torch.func.functional_call(model, ahead, (x_arch, q_arch))
     pairs = zip(logits.chunk(len(shifts)), y_arch.chunk(len(shifts)), strict=True)
     losses = torch.stack([F.cross_entropy(a, b) for a, b in pairs])
     (expected,) = torch.autograd.grad(losses.mean(), model.alpha)
-    (first_order,) = torch.autograd.grad(search.neighborhood_loss(model, *valid, args), model.alpha)
+    first = search.neighborhood_loss(model, x_arch, y_arch, mixed(model, shifts, args), args)
+    (first_order,) = torch.autograd.grad(first, model.alpha)
     assert torch.allclose(loss, losses.mean(), rtol=1e-10)
     assert (got - expected).norm() < 1e-5 * expected.norm()
-    assert (
-        first_order - expected
-    ).norm() > 1e-2 * expected.norm()  # the second-order term is not negligible here
+    # The second-order term is not negligible here
+    assert (first_order - expected).norm() > 1e-2 * expected.norm()
     for w, buffer in zip(weights, buffers, strict=True):  # the optimizer was only looked at
-        assert torch.equal(optimizer.state[w].get("momentum_buffer", torch.zeros_like(w)), buffer)
+        assert torch.equal(optimizer.state[w]["momentum_buffer"], buffer)
 
 
 @pytest.mark.parametrize("space", ["darts", "nasbench201"])
@@ -126,9 +140,9 @@ def test_weight_gradient(space, radius):
     model, (x, y), _ = tiny(space)
     args = arguments(f"--neighborhood {radius} --neighbors 3 --batch_size 12")
     shifts = search.draw_shifts(model, args, 1, utils.generator(4, 0))
-    loss, right = search.weight_gradient(model, x, y, shifts, args)
+    q = mixed(model, shifts, args).detach()
+    loss, right = search.weight_gradient(model, x, y, q, args)
     plain = copy_weights(model, PLAIN[space](2, 3 if space == "darts" else 1, 10).double())
-    q = search.mixtures(model, shifts, args).detach()
     logits = torch.cat([plain(part, p) for part, p in zip(x.chunk(len(q)), q, strict=True)])
     expected = F.cross_entropy(logits, y)
     gradients = torch.autograd.grad(expected, list(plain.parameters()))

@@ -24,13 +24,20 @@ def steps(args, batch):
         optimizer.state[w]["momentum_buffer"] = torch.full_like(w, 1e-3)
     lr = torch.tensor(0.05, dtype=torch.float64)
     x, y, shifts, x_arch, y_arch, near = batch
-    second = search.unrolled_gradient(model, optimizer, batch[:3], batch[3:], args, lr)
-    first = search.arch_gradient(model, x_arch, y_arch, near, args)
-    loss, right = search.weight_gradient(model, x, y, shifts, args)
-    return [*first, *second, loss, right, *(w.grad for w in weights)]
+    q, q_arch, again = (search.mixtures(model.alpha, s, args, None) for s in (shifts, near, near))
+    both = (x, y, q), (x_arch, y_arch, q_arch)
+    loss2, by_q, by_arch = search.unrolled_gradient(model, optimizer, *both, args, lr)
+    by_alpha = search.by_alpha(model.alpha, q, by_q, args) + search.by_alpha(
+        model.alpha, q_arch, by_arch, args
+    )
+    loss1, by_arch = search.arch_gradient(model, x_arch, y_arch, again, args)
+    first = loss1, search.by_alpha(model.alpha, again, by_arch, args)
+    means = utils.over_processes([*first, loss2, by_alpha])
+    loss, right = search.weight_gradient(model, x, y, q.detach(), args)
+    return [*means, loss, right, *(w.grad for w in weights)]
 
 
-for space, agg in itertools.product(SUPERNETS, ("mean", "max", "logsumexp")):
+for space, agg in [("darts", "mean"), *itertools.product(["nasbench201"], ("mean", "max", "logsumexp"))]:
     flags = f"--space {space} --agg {agg} --neighbors 4 --batch_size 8 --neighbor_norm own --perturb move"
     args = search.parse_args(flags.split())
     torch.manual_seed(1)
