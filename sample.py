@@ -131,6 +131,10 @@ def parse_args(argv=None):
     check_args(parser, args)
     if args.eval:
         flags = training_args(args)
+        if not flags.valid_portion:
+            parser.error("--valid_portion 0 leaves no images to evaluate architectures on: raise it")
+        if args.eval == "supernet" and flags.dataset == "imagenet":
+            parser.error("--eval supernet keeps its images in memory: take --dataset folder")
         if saved:
             try:
                 utils.check_same_run(args, saved, MAY_DIFFER)
@@ -452,11 +456,13 @@ def search_supernet(args):
     images with these weights and the statistics of the batch."""
     checkpoint = utils.load_checkpoint(args.supernet) if args.supernet else None
     if checkpoint and "paths" not in checkpoint:
-        raise utils.BadInput(f"--supernet {args.supernet} is no run of sample.py --eval supernet")
+        raise utils.BadInput(f"--supernet {args.supernet}: that is no run of sample.py --eval supernet")
     flags = Namespace(**checkpoint["args"]) if checkpoint else training_args(args)
     flags.ops = flags.ops if checkpoint else args.ops
     device, space = utils.device_of(flags.device), space_with(args.space, args.ops)
     table = nats_bench.load_table(args.bench) if args.bench else None
+    if table:
+        nats_bench.check_column(table, args.bench_metric, args.bench)
     size = flags.batch_size // flags.accumulate
     parts = [slice(i * size, (i + 1) * size) for i in range(flags.accumulate)]
     batches, held_out, data = train.load_train(
@@ -473,19 +479,11 @@ def search_supernet(args):
         checkpoint = train_supernet(args, flags, supernet, batches)
     utils.restore({"model": supernet, "batches": batches}, checkpoint)
     folder = utils.RunFolder(args.save, args)
-    chosen = torch.cat(held_out.parts)
-    chosen = chosen[torch.randperm(len(chosen), generator=utils.generator(args.seed, 6))[:IMAGES]]
-    x, y = utils.normalise(held_out.images[chosen], **held_out.normalisation), held_out.labels[chosen]
     known = {}  # loss (nats) and top-1 accuracy (percent) by architecture, as tuples of indices
+    measure = on_held_out(supernet, held_out, args.seed)
 
     def f(archs):
-        for arch in archs:
-            if arch not in known:
-                p, used = one_hot(from_indices(space, arch), supernet.space)
-                with torch.no_grad(), running_statistics_kept(supernet):
-                    logits = supernet(x, p.to(device), used)
-                top1 = 100 * (logits.argmax(1) == y).float().mean().item()
-                known[arch] = F.cross_entropy(logits, y).item(), top1
+        known.update((arch, measure(from_indices(space, arch))) for arch in archs if arch not in known)
         return [known[a][0] if args.supernet_error == "loss" else 100 - known[a][1] for a in archs]
 
     rows, rng, columns = [], utils.generator(args.seed, 4), ["supernet_loss", "supernet_top1"]
@@ -500,6 +498,23 @@ def search_supernet(args):
     report_found(args, args.supernet_error, [*columns, *(table or ())], rows, folder, training)
     if table:
         folder.log(rank_correlations(args, f, table))
+
+
+def on_held_out(supernet, held_out, seed):
+    """A function that gives the loss (nats) and top-1 accuracy (percent) of an architecture on IMAGES of the
+    held-out ones, all in one batch."""
+    chosen = torch.cat(held_out.parts)
+    chosen = chosen[torch.randperm(len(chosen), generator=utils.generator(seed, 6))[:IMAGES]]
+    x, y = utils.normalise(held_out.images[chosen], **held_out.normalisation), held_out.labels[chosen]
+
+    @torch.no_grad()
+    def measure(arch):
+        p, used = one_hot(arch, supernet.space)
+        with running_statistics_kept(supernet):
+            logits = supernet(x, p.to(x.device), used)
+        return F.cross_entropy(logits, y).item(), 100 * (logits.argmax(1) == y).float().mean().item()
+
+    return measure
 
 
 def train_supernet(args, flags, supernet, batches):
@@ -547,8 +562,7 @@ def rank_correlations(args, f, table):
     members = list({arch for ball in balls for arch in ball})
 
     def correlation(values, archs):
-        ranks = torch.stack([values, truth[[place(arch) for arch in archs]]]).argsort(1).argsort(1).double()
-        return torch.corrcoef(ranks)[0, 1].item()
+        return spearman(values, truth[[place(arch) for arch in archs]])
 
     of_all = correlation(torch.tensor(f(members), dtype=torch.float64), members)
     return (
@@ -556,6 +570,15 @@ def rank_correlations(args, f, table):
         f"{CENTERS} centers {correlation(errors[:, 0], centers):.3f} by their own error, "
         f"{correlation(g(errors.T), centers):.3f} by g over their neighborhoods"
     )
+
+
+def spearman(a, b):
+    """Spearman's rank correlation of two vectors. Equal values share their mean rank."""
+    ranks = [
+        torch.searchsorted(v.sort().values, v) + torch.searchsorted(v.sort().values, v, right=True)
+        for v in (a.contiguous(), b.contiguous())
+    ]
+    return torch.corrcoef(torch.stack(ranks).double())[0, 1].item()
 
 
 def csv_line(evaluation):

@@ -1,6 +1,7 @@
 """Speed and memory of the supernets against the plain ones of tests/plain.py, and what neighborhoods cost.
 
     python experiments/bench_supernet.py                passes and steps, and their memory: minutes
+    python experiments/bench_supernet.py --one_path     architectures against the mixture
     python experiments/bench_supernet.py --neighbors    cost by number of neighbors: takes 20 GB of memory
     python experiments/bench_supernet.py --growth       cost by the size of the job
     python experiments/bench_supernet.py --quick        a smoke test, whose numbers say nothing
@@ -28,7 +29,9 @@ import torch
 import torch.nn.functional as F
 from plain import PLAIN
 
+import sample
 import search
+from genotypes import random_architecture
 from model_search import SUPERNETS
 
 
@@ -97,21 +100,33 @@ class Jobs:
         words += f" --neighbor_batch {way} --batch_size {self.batch}"
         return search.parse_args(words.split())
 
-    def mixtures(self, shifts, args):
+    def mixtures(self, args):
+        shifts = search.draw_shifts(self.model, args, 1, self.g)
         return search.mixtures(self.model.alpha, shifts, args, self.g)
 
     def arch_step(self, neighbors=0, way="split", norm="own"):
         """The loss over so many neighbors, and its gradient by alpha; 0 is DARTS."""
         self.model.share_statistics(norm == "shared")
         args = self.flags(neighbors, way)
-        shifts = search.draw_shifts(self.model, args, 1, self.g)
-        search.arch_gradient(self.model, self.x, self.y, self.mixtures(shifts, args), args)
+        q = self.mixtures(args)
+        by_q = search.arch_gradient(self.model, self.x, self.y, q, args)[1]
+        search.by_alpha(self.model.alpha, q, by_q, args)
 
     def weight_step(self):
         """The loss at the center, and its gradient by the weights."""
         args = self.flags(0)
-        center = search.draw_shifts(self.model, args, 1, self.g)
-        search.weight_gradient(self.model, self.x, self.y, self.mixtures(center, args).detach(), args)
+        search.weight_gradient(self.model, self.x, self.y, self.mixtures(args).detach(), args)
+
+    def one_path_step(self):
+        """The loss of an architecture, another each time, and its gradient by the weights."""
+        self.model.zero_grad()
+        self.path = sample.one_hot(random_architecture(self.model.space, self.g), self.model.space)
+        F.cross_entropy(self.model(self.x, *self.path), self.y).backward()
+
+    @torch.no_grad()
+    def one_path_evaluation(self):
+        """The logits of that architecture."""
+        self.model(self.x, *self.path)
 
     def search_step(self, neighbors):
         self.arch_step(neighbors)
@@ -168,6 +183,22 @@ def compare(space, size, turns, results, quick):
     results["na_step_8" if space == "darts" else f"na_step_8_{space}"] = f"ratio={ratio(na, arch):.2f}"
 
 
+def compare_one_path(space, size, turns, results):
+    """A one-path weight step over one at the mixture, and a one-path evaluation over that step."""
+    jobs = Jobs(space, *size)
+    steps = {
+        "mixture weight step": jobs.weight_step,
+        "one-path weight step": jobs.one_path_step,
+        "one-path evaluation": jobs.one_path_evaluation,
+    }
+    seconds = take_turns(steps, turns)
+    print(space)
+    print_seconds(seconds)
+    mixture, path, evaluation = seconds.values()
+    results[f"one_path_step_{space}"] = f"ratio={ratio(path, mixture):.3f}"
+    results[f"one_path_evaluation_{space}"] = f"ratio={ratio(evaluation, path):.3f}"
+
+
 def neighbor_table(size, turns, results, plot):
     """Cost of an architecture step by number of neighbors, over DARTS's."""
     jobs = Jobs("darts", *size)
@@ -201,6 +232,7 @@ def neighbor_table(size, turns, results, plot):
         axes.set(
             xlabel="neighbors", ylabel="cost of an architecture step\nover that of DARTS", ylim=(0, None)
         )
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
         figure.savefig(plot, bbox_inches="tight", dpi=100)
 
@@ -228,6 +260,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--turns", type=int, default=5, help="measurements of each thing")
+    parser.add_argument("--one_path", action="store_true", help="cost of one path instead")
     parser.add_argument("--neighbors", action="store_true", help="cost by number of neighbors instead")
     parser.add_argument("--plot", help="a picture file of that")
     parser.add_argument("--growth", action="store_true", help="cost by the size of the job instead")
@@ -239,9 +272,12 @@ def main():
     print(machine())
     turns, results = 1 if args.quick else args.turns, {}
     darts, nasbench201 = ((4, 3, 16, 8), (4, 1, 16, 8)) if args.quick else ((16, 8, 64, 32), (16, 5, 64, 32))
-    if args.quick or not (args.neighbors or args.growth):
+    if args.quick or not (args.one_path or args.neighbors or args.growth):
         compare("darts", darts, turns, results, args.quick)
         compare("nasbench201", nasbench201, turns, results, args.quick)
+    if args.quick or args.one_path:
+        compare_one_path("darts", darts, turns, results)
+        compare_one_path("nasbench201", nasbench201, turns, results)
     if args.quick or args.neighbors:
         neighbor_table(darts, turns, results, args.plot)
     if args.growth and not args.quick:

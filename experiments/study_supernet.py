@@ -1,0 +1,110 @@
+"""Where a neighborhood pays on a real evaluator: sampling algorithms on supernets, the table being the truth.
+
+    python experiments/study_supernet.py RUN... --bench T.csv --values DIR --out supernet.csv
+
+RUN: folders of `sample.py --eval supernet --space nasbench201`, a seed each. A supernet evaluates all 15,625
+architectures as sample.py does: loss and top-1 accuracy, in DIR/<seed>.csv. Then sample.py's searches run on
+these errors, 100 times each: supernet.csv has means and standard deviations of the true test accuracies of
+what they found, and supernet_ranks.csv the rank correlations with the table, of architectures and of means
+over neighborhoods. What the files have is not computed again.
+"""
+
+import csv
+import itertools
+import os
+import sys
+from argparse import Namespace
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch
+
+import nats_bench
+import sample
+import train
+import utils
+from genotypes import nasbench201_architectures
+from model import LAYOUT
+from model_search import SUPERNETS
+from neighborhood import ball_shifts, table_neighborhoods
+
+ALGORITHMS = {"RS": ("rs", 0), "NA-RS": ("rs", 1), "LS": ("ls", 0), "NA-LS": ("ls", 1)}
+ALGORITHMS |= {"REA": ("ea", 0), "NA-REA": ("ea", 1)}
+BUDGETS = (10, 30, 100, 300, 1000, 3000)  # NA-RS begins with a neighborhood of 25
+COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_test_200")
+BEST = 1000  # architectures by the table, among which the correlations are reported too
+ARCHS = list(itertools.product(range(5), repeat=6))  # as indices, in the order of the table
+
+
+def read(path):
+    with open(path if os.path.exists(path) else os.devnull, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def evaluate_all(run, path):
+    """Losses (nats) and top-1 accuracies (percent) of all on a run's supernet, (2, 15625), kept in a file."""
+    rows = read(path)
+    if len(rows) < len(ARCHS):
+        checkpoint, names = utils.load_checkpoint(run), nasbench201_architectures()
+        flags, device = Namespace(**checkpoint["args"]), utils.device_of(checkpoint["args"]["device"])
+        _, held_out, data = train.load_train(flags, device, [slice(0, 1)], torch.Generator(), slice(None))
+        supernet = SUPERNETS["nasbench201"](flags.init_channels, flags.layers, len(data["classes"]))
+        utils.restore({"model": supernet.to(device)}, checkpoint)
+        LAYOUT["cpu"] = torch.channels_last  # half the time of one path
+        measure = sample.on_held_out(supernet, held_out, flags.seed)
+        for i in range(len(rows), len(ARCHS)):
+            rows.append({"arch": names[i], **dict(zip(("loss", "top1"), measure(names[i]), strict=True))})
+            if (i + 1) % 500 == 0 or i + 1 == len(ARCHS):
+                utils.write_csv(path, rows)
+                print(f"{run}: {i + 1} evaluated", flush=True)
+    return torch.tensor([[float(row[name]) for row in rows] for name in ("loss", "top1")]).double()
+
+
+def correlations(errors, truth):
+    """Rank correlations with the true errors, of errors and of means over neighborhoods, (15625,) all."""
+    around = errors[table_neighborhoods(torch.tensor(ARCHS), ball_shifts(6, 5, 1), 5)].mean(1)
+    best, kinds = truth.argsort()[:BEST], {"single": errors, "neighborhood": around}
+    of_all = {name: sample.spearman(values, truth) for name, values in kinds.items()}
+    return of_all | {f"{name}_best": sample.spearman(v[best], truth[best]) for name, v in kinds.items()}
+
+
+def search(args, table, errors, algo, radius, budget):
+    """The true accuracies of what the repeats of one search found, means and standard deviations."""
+    place = {arch: i for i, arch in enumerate(ARCHS)}
+    words = ["--algo", algo, "--neighborhood", str(radius), "--budget", str(budget), "--bench", args.bench]
+    flags, rngs = sample.parse_args(words), [utils.generator(seed, 4) for seed in range(args.repeats)]
+    f = lambda archs: errors[[place[a] for a in archs]].tolist()
+    found = [place[sample.search(flags, f, g)[0]] for g in rngs]
+    row = {"repeats": args.repeats}
+    for name in COLUMNS:
+        values = table[name][found]
+        row |= {name: round(values.mean().item(), 3), f"{name}_sd": round(values.std().item(), 3)}
+    return row
+
+
+def main(argv=None):
+    parser = utils.Parser(__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders, one a seed of the supernet")
+    parser.add_argument("--bench", required=True, help="the NAS-Bench-201 table")
+    parser.add_argument("--values", required=True, help="folder of what the supernets say")
+    parser.add_argument("--out", required=True, help="the CSV file of the searches")
+    parser.add_argument("--repeats", type=utils.within(int, 2, 100_000), default=100, help="of each search")
+    args = parser.parse_args(argv)
+    table, rows, ranks = nats_bench.load_table(args.bench), read(args.out), []
+    done = {tuple(map(str, list(row.values())[:4])) for row in rows}
+    os.makedirs(args.values, exist_ok=True)
+    for run in args.runs:
+        seed = utils.saved_args(run, "sample.py")["seed"]
+        loss, top1 = evaluate_all(run, os.path.join(args.values, f"{seed}.csv"))
+        kinds, truth = {"loss": loss, "top1": 100 - top1}, 100 - table[COLUMNS[0]]
+        ranks += [{"supernet": seed, "error": k} | correlations(v, truth) for k, v in kinds.items()]
+        utils.write_csv(args.out.removesuffix(".csv") + "_ranks.csv", ranks)
+        for error, algorithm, budget in itertools.product(kinds, ALGORITHMS, BUDGETS):
+            head = {"supernet": seed, "error": error, "algorithm": algorithm, "budget": budget}
+            if (algorithm, budget) != ("NA-RS", 10) and tuple(map(str, head.values())) not in done:
+                rows.append(head | search(args, table, kinds[error], *ALGORITHMS[algorithm], budget))
+                utils.write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
