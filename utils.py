@@ -395,7 +395,8 @@ class ImageFolder(torch.utils.data.Dataset):
     def __init__(self, root, transform):
         from torchvision.datasets import folder
 
-        self.root, self.transform = root, transform
+        self.root = root = os.fspath(root)
+        self.transform = transform
         hidden = lambda name: name.startswith(".") or name in SYSTEM_FOLDERS
         self.classes = [name for name in folder.find_classes(root)[0] if not hidden(name)]
         if not self.classes:
