@@ -820,11 +820,10 @@ def claimed(path, resume=None):
         try:
             yield
         finally:
-            names = set(os.listdir(path)) if os.path.isdir(path) else set()
-            if not resume and names <= {".lock", "args.json"}:
-                with contextlib.suppress(OSError):
-                    for name in names:
-                        os.remove(here / name)
+            with contextlib.suppress(OSError):
+                os.remove(here / ".lock")
+                if not resume and set(os.listdir(path)) <= {"args.json"}:
+                    (here / "args.json").unlink(missing_ok=True)
                     for folder in made:
                         folder.rmdir()
 

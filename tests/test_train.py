@@ -326,14 +326,15 @@ def image_folder(tmp_path):
     return tmp_path / "images"
 
 
-def test_batches_from_files(image_folder):
+def test_batches_from_files(image_folder, monkeypatch):
     """Each image once an epoch, in an order that the epoch's number gives, whatever the number of workers,
     pieces and processes; the same pixels for the same number of workers."""
     data = utils.image_folder(image_folder / "train", train.imagenet_transform(64, train=True))
     index = torch.arange(1, 18)
     norm = dict(device=torch.device("cpu"), mean=torch.zeros(3), std=torch.ones(3))
     names = [path for path, _ in data.samples]
-    data.loader = lambda path, load=data.loader: seen.append(names.index(path)) or load(path)
+    load = utils._load_image
+    monkeypatch.setattr(utils, "_load_image", lambda path: seen.append(names.index(path)) or load(path))
 
     def epoch(number, size, workers=0, **more):
         """The images that are read, if it is without workers, and the batches."""
