@@ -329,8 +329,9 @@ def load_images(dataset, root, image_size, train=True):
         return _load_folder(os.path.join(root, "train" if train else "val"), image_size)
     images, labels, classes = _load_cifar(dataset, root, train)
     if image_size != images.shape[1]:
-        small = [_resized(images[i : i + 10_000], image_size) for i in range(0, len(images), 10_000)]
-        images = torch.cat(small)
+        from torchvision.transforms.v2.functional import resize
+
+        images = resize(images.permute(0, 3, 1, 2), [image_size, image_size]).permute(0, 2, 3, 1).contiguous()
     return images, labels, classes
 
 
@@ -373,15 +374,12 @@ def _load_folder(root, image_size):
 def image_folder(root, transform):
     """An ImageFolder. Raises BadInput where there are no two classes, or a class has no image."""
     if not os.path.isdir(root):
-        raise BadInput(
-            f"there is no folder {root}: --data takes a folder with train/<class>/ and val/<class>/ in it"
-        )
+        raise BadInput(f"there is no folder {root}: --data takes one with train/<class>/ and val/<class>/")
     try:
         data = ImageFolder(root, transform)
     except OSError as error:
-        raise BadInput(
-            f"no images in {root} ({one_line(error)}): expected {root}/<class>/<image>.png or .jpg"
-        ) from None
+        expected = f"expected {root}/<class>/<image>.png or .jpg"
+        raise BadInput(f"no images in {root} ({one_line(error)}): {expected}") from None
     if len(data.classes) < 2:
         raise BadInput(f"{root} has one class, {data.classes[0]}: a classifier needs at least two")
     return data
@@ -449,16 +447,7 @@ def _load_image(path):
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
     except Exception as error:  # each image format has errors of its own
-        raise BadInput(
-            f"{path} is not an image that can be read: {one_line(error)}; mend or remove it"
-        ) from None
-
-
-def _resized(images, size):
-    """uint8 (N, H, W, 3) images at another size, smoothed as they shrink."""
-    x = images.permute(0, 3, 1, 2).float()
-    x = F.interpolate(x, (size, size), mode="bilinear", antialias=True).round().clamp(0, 255)
-    return x.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+        raise BadInput(f"{path} is not an image that can be read: {one_line(error)}; remove it") from None
 
 
 SHAPES = {
