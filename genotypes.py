@@ -217,9 +217,7 @@ def read_cell(space, p):
     """
     shape = (len(space.cells), len(space.edges), len(space.ops))
     if tuple(p.shape) != shape:
-        raise ValueError(
-            f"mixture weights of the space {space.name} have shape {shape}, not {tuple(p.shape)}"
-        )
+        raise ValueError(f"mixture weights of {space.name} have shape {shape}, not {tuple(p.shape)}")
     if not p.isfinite().all():
         raise ValueError("mixture weights are not finite: no cell can be read off")
     p = p.detach().cpu().tolist()
@@ -227,9 +225,8 @@ def read_cell(space, p):
         return nasbench201_string([space.ops[row.index(max(row))] for row in p[0]])
     chosen = []
     for cell in p:
-        best = [
-            max((w, -o) for o, w in enumerate(row) if space.ops[o] != "none") for row in cell
-        ]  # (weight, -operation) an edge
+        # (weight, -operation) an edge
+        best = [max((w, -o) for o, w in enumerate(row) if space.ops[o] != "none") for row in cell]
         pairs = []
         for node in sorted({target for _, target in space.edges}):
             incoming = [e for e, (_, target) in enumerate(space.edges) if target == node]
@@ -246,10 +243,8 @@ def random_architecture(space, generator):
     It is read off a mixture of independent random weights. By symmetry every pair of inputs of a node, and
     every operation that `read_cell` can choose, is equally likely.
     """
-    p = torch.rand(
-        len(space.cells), len(space.edges), len(space.ops), generator=generator, dtype=torch.float64
-    )
-    return read_cell(space, p)
+    shape = len(space.cells), len(space.edges), len(space.ops)
+    return read_cell(space, torch.rand(shape, generator=generator, dtype=torch.float64))
 
 
 def operations(arch):
@@ -365,9 +360,7 @@ def parse_architecture(text, space=None):
             "a genotype.json, a printed Genotype(...) nor a NAS-Bench-201 string"
         )
     if space is not None and space_of(arch).name != space.name:
-        raise ValueError(
-            f"{_short(text)} is an architecture of the space {space_of(arch).name}, not of {space.name}"
-        )
+        raise ValueError(f"{_short(text)} is of the space {space_of(arch).name}, not of {space.name}")
     return arch
 
 
@@ -526,7 +519,7 @@ def _checked_genotype(values):
             pairs = [pair for node in pairs for pair in node]
         if not isinstance(pairs, list) or len(pairs) < 2 or len(pairs) % 2:
             raise ValueError(
-                f"the {kind} cell of a genotype lists two (operation, input node) pairs for each node"
+                f"the {kind} cell of a genotype lists two (operation, input) pairs for each node"
             )
         for i, pair in enumerate(pairs):
             weighted = isinstance(pair, list) and len(pair) == 3 and isinstance(pair[2], (int, float))
@@ -559,10 +552,8 @@ def _parse_nasbench201(text):
         if op not in space.ops:
             raise _unknown_operation(op, space.ops)
     if len(ops) != len(space.edges) or nasbench201_string(ops) != text:
-        raise ValueError(
-            f"{_short(text)} is not a NAS-Bench-201 architecture: "
-            "expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
-        )
+        expected = "expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
+        raise ValueError(f"{_short(text)} is not a NAS-Bench-201 architecture: {expected}")
     return text
 
 
@@ -579,9 +570,7 @@ def _read_file(path):
     except ValueError as error:
         if not isinstance(error, UnicodeDecodeError):
             raise ValueError(f"{_short(path, 200)}: {error}") from None
-    raise ValueError(
-        f"no genotype could be read from {_short(path, 200)}: {reason}; give the run folder of a search"
-    )
+    raise ValueError(f"no genotype could be read from {_short(path, 200)}: {reason}; give a search's folder")
 
 
 def main():

@@ -144,10 +144,8 @@ class BatchNorm(nn.BatchNorm2d):
         if self.training and not self.momentum:
             mean = var = None
         if n > 1 and self.shared and self.training:
-            x = F.batch_norm(
-                merge_groups(x, n), mean, var, self.weight, self.bias, True, self.momentum, self.eps
-            )
-            x = split_groups(x, n)
+            x, fixed = merge_groups(x, n), (self.weight, self.bias, True, self.momentum, self.eps)
+            x = split_groups(F.batch_norm(x, mean, var, *fixed), n)
             # Under autocast the product is taken in float32, so that alpha is not rounded to bfloat16.
             return x if scale is None else (x * scale[:, None, None]).to(x.dtype)
         weight, bias = self.weight, self.bias
@@ -409,12 +407,8 @@ def factorized_reduce(C_in, C_out, affine):
 
 def sep_conv(C, k, stride, affine):
     """Depthwise separable convolution, applied twice."""
-    return ConvOp(
-        C,
-        affine,
-        Stage(Depthwise(C, k, stride), Conv(C, C, 1)),
-        Stage(Depthwise(C, k, 1), Conv(C, C, 1)),
-    )
+    stages = (Stage(Depthwise(C, k, s), Conv(C, C, 1)) for s in (stride, 1))
+    return ConvOp(C, affine, *stages)
 
 
 def dil_conv(C, k, stride, affine):
@@ -457,9 +451,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv_a = ConvOp(C_out, True, Conv(C_in, C_out, 3, 2))
         self.conv_b = ConvOp(C_out, True, Conv(C_out, C_out, 3))
-        self.shortcut = nn.Sequential(
-            nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), Conv(C_in, C_out, 1)
-        )
+        pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+        self.shortcut = nn.Sequential(pool, Conv(C_in, C_out, 1))
 
     def forward(self, x, n=1):
         pool, conv = self.shortcut
@@ -488,8 +481,9 @@ class Cell(nn.Module):
         self.preprocess0 = before(C_prev_prev, C, affine=True)
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=True)
         self.sources = [source for _, source in pairs]
+        strides = [2 if reduction and source < 2 else 1 for source in self.sources]
         self.ops = nn.ModuleList(
-            OPS[op](C, 2 if reduction and source < 2 else 1, affine=True) for op, source in pairs
+            OPS[op](C, s, affine=True) for (op, _), s in zip(pairs, strides, strict=True)
         )
 
     def forward(self, s0, s1, p):

@@ -313,9 +313,6 @@ class Supernet(nn.Module):
         x = x.mean((2, 3))
         return self.classifier(x.view(len(x), n, -1).transpose(0, 1).flatten(0, 1))
 
-    def arch_parameters(self):
-        return [self.alpha]
-
     def weight_parameters(self):
         return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
 

@@ -55,9 +55,8 @@ def ball_shifts(E, O, radius):  # noqa: E741
     blocks = [torch.zeros(1, E, dtype=torch.long)]
     for k in range(1, radius + 1):
         edges = torch.tensor(list(itertools.combinations(range(E), k)))  # (C(E, k), k)
-        values = torch.tensor(list(itertools.product(range(1, O), repeat=k)), dtype=torch.long).view(
-            -1, k
-        )  # ((O - 1)^k, k)
+        values = itertools.product(range(1, O), repeat=k)
+        values = torch.tensor(list(values), dtype=torch.long).view(-1, k)  # ((O - 1)^k, k)
         block = torch.zeros(len(edges), len(values), E, dtype=torch.long)
         block.scatter_(2, edges[:, None].expand(-1, len(values), -1), values.expand(len(edges), -1, -1))
         blocks.append(block.view(-1, E))
@@ -74,17 +73,13 @@ def sample_shifts(E, O, radius, n, generator):  # noqa: E741
     k = torch.multinomial(shells, n, replacement=True, generator=generator)  # how many edges change
     # Ranks of independent uniform numbers are a random order of the edges: the first k of it change.
     rank = torch.rand(n, E, generator=generator, dtype=torch.float64).argsort(1).argsort(1)
-    shifts = (
-        torch.randint(1, O, (n, E), generator=generator) if O > 1 else torch.zeros(n, E, dtype=torch.long)
-    )
-    return shifts * (rank < k[:, None])
+    shifts = torch.randint(1, max(2, O), (n, E), generator=generator)
+    return shifts * (rank < k[:, None]) * (O > 1)
 
 
 def _check_radius(E, radius):
     if not 0 <= radius <= E:
-        raise ValueError(
-            f"the radius of a neighborhood lies between 0 and the number of edges, {E}: not {radius}"
-        )
+        raise ValueError(f"a radius lies between 0 and the number of edges, {E}: not {radius}")
 
 
 def roll(p, s):
@@ -231,9 +226,8 @@ class Evaluations:
 def discrete_neighbors(arch, shifts, O):  # noqa: E741
     """The neighbors of an architecture, a list of tuples. shifts: (n, E) as lists; entries of arch beyond E
     ride along."""
-    return [
-        (*((op + s) % O for op, s in zip(arch, shift, strict=False)), *arch[len(shift) :]) for shift in shifts
-    ]
+    E = len(shifts[0])
+    return [(*((op + s) % O for op, s in zip(arch, shift, strict=False)), *arch[E:]) for shift in shifts]
 
 
 def random_search(evaluations, draw, neighborhood, g, samples=None, wave=1):
@@ -347,22 +341,3 @@ def table_neighborhoods(ops, shifts, O):  # noqa: E741
     """
     powers = O ** torch.arange(shifts.shape[1] - 1, -1, -1)
     return torch.stack([((ops + shift) % O) @ powers for shift in shifts], 1)
-
-
-def expected_error(errors, p):
-    """The error expected of an architecture drawn from a product distribution, F(p) = sum_a f(a) prod_e
-    p_e[a_e]: multilinear in p, and f(a) itself on one-hot rows.
-
-    errors: (O ** E,), in the order of `table_neighborhoods`. p: (..., E, O) probabilities. Returns (...).
-    """
-    E, O = p.shape[-2:]  # noqa: E741
-
-    def products(rows):  # (..., k, O) -> (..., O ** k)
-        result = rows[..., 0, :]
-        for k in range(1, rows.shape[-2]):
-            result = (result[..., :, None] * rows[..., k, None, :]).flatten(-2)
-        return result
-
-    # Half of the edges at a time: with all of them there would be O ** E numbers for each p.
-    first, second = products(p[..., : E // 2, :]), products(p[..., E // 2 :, :])
-    return ((first @ errors.view(O ** (E // 2), -1)) * second).sum(-1)

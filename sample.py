@@ -348,9 +348,8 @@ def search_trained(args):
     path = os.path.join(args.save, "evaluations.csv")
     known = read_evaluations(path, column, space) if args.resume else {}
     parts = [slice(0, flags.batch_size)]
-    batches, held_out, data = train.load_train(
-        flags, device, parts, utils.generator(args.seed, 1), slice(None)
-    )
+    data_g = utils.generator(args.seed, 1)
+    batches, held_out, data = train.load_train(flags, device, parts, data_g, slice(None))
     first_batch = batches.state_dict()
     before = utils.saved_args(args.resume, "sample.py").get("checksum") if args.resume else None
     args.checksum = first_batch["checksum"]
@@ -465,9 +464,8 @@ def search_supernet(args):
         nats_bench.check_column(table, args.bench_metric, args.bench)
     size = flags.batch_size // flags.accumulate
     parts = [slice(i * size, (i + 1) * size) for i in range(flags.accumulate)]
-    batches, held_out, data = train.load_train(
-        flags, device, parts, utils.generator(args.seed, 1), slice(None)
-    )
+    data_g = utils.generator(args.seed, 1)
+    batches, held_out, data = train.load_train(flags, device, parts, data_g, slice(None))
     torch.manual_seed(args.seed)  # the first weights
     supernet = SUPERNETS[args.space](flags.init_channels, flags.layers, len(data["classes"]), flags.ops)
     supernet.to(device)

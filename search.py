@@ -312,9 +312,8 @@ def check_args(parser, args):
         parser.error("--amp bf16 drowns the finite difference of --unrolled: leave one of them out")
     if args.resume and args.save not in (None, args.resume):
         parser.error("--resume goes on in its own folder: leave --save out")
-    if args.perturb == "ascent" and (
-        args.unrolled or args.relax != "softmax" or args.weight_step != "center"
-    ):
+    plain = not args.unrolled and args.relax == "softmax" and args.weight_step == "center"
+    if args.perturb == "ascent" and not plain:
         parser.error("--perturb ascent goes with --relax softmax, first order and --weight_step center")
     world = utils.processes()[1]
     if args.batch_size % world or (args.neighborhood and args.neighbors % world):
@@ -364,12 +363,10 @@ def search(args, rank, world, device):
     size = args.batch_size // world
     share, all_of_it = [slice(rank * size, (rank + 1) * size)], [slice(None)]
     augmentation = dict(pad=args.image_size // 8, cutout=args.image_size // 2 if args.cutout else 0, **norm)
-    weight_batches = utils.Batches(
-        images, labels, weight_half, args.batch_size, weight_g, share, **augmentation
-    )
     arch_share = all_of_it if args.neighbor_batch == "repeat" else share
-    arch_batches = utils.Batches(
-        images, labels, arch_half, args.batch_size, arch_g, arch_share, **augmentation
+    weight_batches, arch_batches = (
+        utils.Batches(images, labels, half, args.batch_size, g, part, **augmentation)
+        for half, g, part in ((weight_half, weight_g, share), (arch_half, arch_g, arch_share))
     )
     evaluated = 1024 if device.type == "cuda" else args.batch_size
     arch_set = utils.InOrder(images, labels, arch_half[rank::world], evaluated, **norm)
@@ -378,11 +375,10 @@ def search(args, rank, world, device):
     model = SUPERNETS[args.space](args.init_channels, args.layers, len(classes), args.ops).to(device)
     model.share_statistics(args.neighbor_norm == "shared")
     weights = model.weight_parameters()
-    optimizer = torch.optim.SGD(
-        weights, args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
-    )
+    decay, arch_decay = dict(weight_decay=args.weight_decay), dict(weight_decay=args.arch_weight_decay)
+    optimizer = torch.optim.SGD(weights, args.learning_rate, momentum=args.momentum, **decay)
     arch_optimizer = torch.optim.Adam(
-        [model.alpha], args.arch_learning_rate, betas=(0.5, 0.999), weight_decay=args.arch_weight_decay
+        [model.alpha], args.arch_learning_rate, betas=(0.5, 0.999), **arch_decay
     )
     for w in weights:  # there from the start, for the second order
         optimizer.state[w]["momentum_buffer"] = torch.zeros_like(w)
@@ -450,9 +446,8 @@ def search(args, rank, world, device):
                 [(x_arch, y_arch)], near = next(arch_batches), mix(draw(epoch), epoch)
                 place = alpha.detach()
                 for _ in range(args.neighbors if ascent else 0):  # the neighbor some steps up the loss
-                    (gradient,) = utils.over_processes(
-                        [by_alpha(alpha, near, first(x_arch, y_arch, near)[1], args)]
-                    )
+                    gradient = by_alpha(alpha, near, first(x_arch, y_arch, near)[1], args)
+                    (gradient,) = utils.over_processes([gradient])
                     place = uphill(place, gradient, args.neighborhood / args.neighbors)
                     near = RELAX[args.relax](alpha + (place - alpha.detach()), 1, neighbor_g, 0.0)
                 if args.unrolled:

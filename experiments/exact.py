@@ -18,8 +18,27 @@ import nats_bench
 import sample
 import utils
 from genotypes import SPACES, nasbench201_architectures
-from neighborhood import AGGREGATE, PERTURB, ball_shifts, expected_error, neighbors, sample_shifts
+from neighborhood import AGGREGATE, PERTURB, ball_shifts, neighbors, sample_shifts
 from utils import within
+
+
+def expected_error(errors, p):
+    """The error expected of an architecture drawn from a product distribution, F(p) = sum_a f(a) prod_e
+    p_e[a_e]: multilinear in p, and f(a) itself on one-hot rows.
+
+    errors: (O ** E,), in the order of `table_neighborhoods`. p: (..., E, O) probabilities. Returns (...).
+    """
+    E, O = p.shape[-2:]  # noqa: E741
+
+    def products(rows):  # (..., k, O) -> (..., O ** k)
+        result = rows[..., 0, :]
+        for k in range(1, rows.shape[-2]):
+            result = (result[..., :, None] * rows[..., k, None, :]).flatten(-2)
+        return result
+
+    # Half of the edges at a time: with all of them there would be O ** E numbers for each p.
+    first, second = products(p[..., : E // 2, :]), products(p[..., E // 2 :, :])
+    return ((first @ errors.view(O ** (E // 2), -1)) * second).sum(-1)
 
 
 def parse_args(argv=None):

@@ -1,6 +1,6 @@
 """Where a neighborhood pays on a real evaluator: sampling algorithms on supernets, the table being the truth.
 
-    python experiments/study_supernet.py RUN... --bench T.csv --values DIR --out supernet.csv
+    python experiments/study_supernet.py RUN [RUN ...] --bench T.csv --values DIR --out supernet.csv
 
 RUN: folders of `sample.py --eval supernet --space nasbench201`, a seed each. A supernet evaluates all 15,625
 architectures as sample.py does: loss and top-1 accuracy, in DIR/<seed>.csv. Then sample.py's searches run on

@@ -54,13 +54,16 @@ def test_killed_as_it_writes(root, name, place):
     assert wrong == [] and str(place) in words
 
 
+HALF = [".lock", "args.json", "checkpoint.pt.tmp"]
+
+
 def test_a_kill_leaves_the_file_before(root):
     """What the comparisons above rest on: the kill strikes with a temporary file half written."""
     folder, _ = root
     script, *flags = COMMANDS["search"].split()
     place = ["forks.kill_at_write", 6, str(folder / "moments")]
     done = forks.run(script, *flags, "--save", "half", cwd=folder, before=place)
-    assert done.status == -9 and sorted(os.listdir(folder / "half")) == ["args.json", "checkpoint.pt.tmp"]
+    assert done.status == -9 and sorted(os.listdir(folder / "half")) == HALF
     done = forks.run(script, "--resume", "half", cwd=folder)
     assert done.status == 2 and "there is no checkpoint half/checkpoint.pt: " in done.err
     assert forks.run(script, *flags, "--save", "half", cwd=folder).status == 0
@@ -145,7 +148,7 @@ def test_a_full_disk(root, name, file):
     size = ["forks.full_disk", file, 1]
     done = forks.run(script, *flags, "--save", save, cwd=folder, before=size)
     assert done.status == 2 and done.err == (
-        f"{script}: error: {save}/{file} cannot be written (File too large): make room on that disk, or lift "
+        f"{script}: error: {save}/{file} cannot be written (File too large): make room there, or lift "
         f"the limit on the size of files; last checkpoint: {save}/checkpoint.pt; go on with: python {script} "
         f"--resume {save}\n"
     )

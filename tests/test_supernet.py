@@ -53,9 +53,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("dies_at", [0, 3, 4])
+@pytest.mark.parametrize("dies_at", [3, 4])
 def test_a_killed_supernet_goes_on(folder, tmp_path, monkeypatch, dies_at):
-    """It dies before the first checkpoint, in an epoch, or after the end of one."""
+    """It dies in an epoch, or after the end of one."""
     step, left = torch.optim.SGD.step, iter(range(dies_at))
     with monkeypatch.context() as patch, pytest.raises(StopIteration):
         patch.setattr(torch.optim.SGD, "step", lambda *args, **more: (next(left), step(*args, **more))[1])

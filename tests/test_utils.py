@@ -182,7 +182,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
 
     utils.write_file(tmp_path / "file", "old")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(utils.CannotWrite, match="No space left on device.*: make room on that disk"):
+    with pytest.raises(utils.CannotWrite, match="No space left on device.*: make room there"):
         utils.write_file(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
