@@ -930,14 +930,14 @@ def check_finite(losses, where, checkpoint):
     bad = (~losses.isfinite()).any(0)
     if bad.any():
         step = bad.int().argmax().item() + 1
-        raise NotFinite(f"the loss is not finite at step {step} of {where}; go on from {checkpoint}")
+        raise NotFinite(f"the loss is not finite at step {step} of {where}; last good: {checkpoint}")
 
 
 def check_finite_state(model, loss, where, checkpoint):
     """Raise NotFinite, as above, unless an evaluation's loss and every weight and statistic of the model are
     finite: what is saved as good has to be."""
     if not (math.isfinite(loss) and all(value.isfinite().all() for value in model.state_dict().values())):
-        raise NotFinite(f"the loss or the weights are not finite after {where}; go on from {checkpoint}")
+        raise NotFinite(f"the loss or the weights are not finite after {where}; last good: {checkpoint}")
 
 
 def check_same_run(args, saved, may_differ, done=0):

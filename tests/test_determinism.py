@@ -71,8 +71,8 @@ def test_a_loss_that_is_not_finite_stops_training(root, amp, bad):
     before = ["forks.bad_images_after", 1, bad]
     done = forks.run(script, *flags, "--amp", amp, "--save", save, cwd=root, before=before)
     assert done.status == 1 and done.err == (
-        "train.py: error: the loss is not finite at step 1 of epoch 2, learning rate 0.075; last good "
-        f"checkpoint: {save}/checkpoint.pt\n"
+        "train.py: error: the loss is not finite at step 1 of epoch 2, learning rate 0.075; last good: "
+        f"{save}/checkpoint.pt\n"
     )
     check_good(root / save / "checkpoint.pt", 1)
 
