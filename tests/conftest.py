@@ -60,11 +60,15 @@ def save_images(root, classes=("dark", "light"), count=24, test_count=4, size=(8
                 Image.frombytes("RGB", size, pixels).save(root / part / name / f"{k}.png")
 
 
+def draw_few_shapes(patch, part=4):
+    """Let the synthetic set have a quarter of its images, or another part, for speed."""
+    draw = utils.draw_shapes
+    patch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // part, size, seed))
+
+
 @pytest.fixture
 def few_shapes(monkeypatch):
-    """A quarter of the synthetic set, for speed."""
-    draw = utils.draw_shapes
-    monkeypatch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 4, size, seed))
+    draw_few_shapes(monkeypatch)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import re
 import shlex
 
 import pytest
-from conftest import NB201, ROOT, SEARCH, TRAIN, do, save_images
+from conftest import NB201, ROOT, SEARCH, TRAIN, do, draw_few_shapes, save_images
 
 import genotypes
 import sample
@@ -116,10 +116,11 @@ def places(tmp_path_factory):
     (root / "T.csv").write_text(f"arch,cifar10_valid_200\n{NB201},50\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "sharpness_and_picture", lambda *args: None)
+        draw_few_shapes(patch)
         do(search, f"{SEARCH} --epochs 1", "--save", root / "search")
         do(train, f"{TRAIN} --epochs 1", "--save", root / "train")
-    tiny = f"--eval train {SEARCH} --epochs 1 --budget 1 --neighborhood 0"
-    do(sample, tiny.replace("496", "200"), "--save", root / "sample")
+        tiny = f"--eval train {SEARCH} --epochs 1 --budget 1 --neighborhood 0"
+        do(sample, tiny.replace("496", "200"), "--save", root / "sample")
     return root
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NB201, ROOT, SEARCH, read
+from conftest import NB201, ROOT, SEARCH, draw_few_shapes, read
 from conftest import do as run_script
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -33,16 +33,15 @@ def do(*words):
 def runs(tmp_path_factory):
     """Folders of searches of three epochs, NA-DARTS with two seeds and DARTS, and of a training of two."""
     folder = tmp_path_factory.mktemp("runs")
-    searches = {
-        "na-0": "--perturb move",
-        "na-1": "--seed 1 --perturb move",
-        "darts": "--neighborhood 0 --perturb move",
-    }
-    for name, flags in searches.items():
-        run_script(search, f"{SEARCH} {flags} --arch_learning_rate 0.1 --epochs 3", "--save", folder / name)
+    patch = pytest.MonkeyPatch()
+    draw_few_shapes(patch, 2)
+    flags = f"{SEARCH} --perturb move --arch_learning_rate 0.1 --epochs 3"
+    for name, more in {"na-0": "", "na-1": "--seed 1", "darts": "--neighborhood 0"}.items():
+        run_script(search, f"{flags} {more}", "--save", folder / name)
     words = "--dataset shapes --init_channels 2 --layers 1 --image_size 8 --batch_size 1000 --epochs 2"
     run_script(train, f"{words} --seeds 0 1 --device cpu --arch {NB201}", "--save", folder / "train")
-    return folder
+    yield folder
+    patch.undo()
 
 
 def supernet(space, batch=10):
