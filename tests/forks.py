@@ -26,7 +26,7 @@ Done = namedtuple("Done", "status out err")  # status: negative for a signal, as
 
 
 class Script:
-    """A script that runs: `pid`, `kill(signal)`, `wait()`.
+    """A script that runs: `pid`, `kill(signal)`, `ended(seconds)`, `wait()`.
 
     before: the name of a function, "module.name", to call first, and its arguments.
     """
@@ -56,9 +56,12 @@ class Script:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def ended(self, timeout):
+        return self._await("status", timeout) is not None
+
     def wait(self, timeout=600):
         """The script's end. One that hangs is killed, and so has the status -9."""
-        if self._await("status", timeout) is None:
+        if not self.ended(timeout):
             self.kill()
         status, out, err = (self._await(name, 60) for name in ("status", "stdout", "stderr"))
         self.folder.cleanup()

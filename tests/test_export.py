@@ -33,7 +33,7 @@ def by_results(kind):
         (lines,) = re.findall(r"```python\n(.*?)```", file.read(), re.DOTALL)
     names = {}
     exec(lines.replace('"cifar"', repr(kind)), names)
-    return names["network"].eval(), names["data"]
+    return names["network"].eval(), names["run"]["data"]
 
 
 @pytest.mark.parametrize("kind", ["cifar", "nasbench201"])
