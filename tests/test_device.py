@@ -43,7 +43,7 @@ def made(space, flags, batch=16):
     return model, optimizer, args, (x, y, q)
 
 
-STEPS = [("darts", f"--neighbor_norm {norm} --neighbors 4") for norm in ("own", "shared")]
+STEPS = [("darts", "--neighbor_norm shared --neighbors 4")]
 FLAGS = ["--neighborhood 0", "--neighbor_norm shared", "--neighbor_batch repeat --neighbors 2"]
 FLAGS += [f"--perturb {name}" for name in PERTURB] + [f"--agg {name}" for name in AGGREGATE]
 STEPS += [("nasbench201", flags) for flags in FLAGS]

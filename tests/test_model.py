@@ -36,8 +36,9 @@ def parameters(network):
 def test_published_sizes_of_darts_networks(name):
     got = []
     for kind, C, classes, layers, size in (("cifar", 36, 10, 20, 32), ("imagenet", 48, 1000, 14, 224)):
-        with_head = NETWORKS[kind](C, classes, layers, True, NAMED[name])
-        without = NETWORKS[kind](C, classes, layers, False, NAMED[name])
+        with torch.device("meta"):  # which draws no weights
+            with_head = NETWORKS[kind](C, classes, layers, True, NAMED[name])
+            without = NETWORKS[kind](C, classes, layers, False, NAMED[name])
         got += [parameters(without), parameters(with_head)]
         got.append(model.count_macs(with_head, size))
         assert with_head.training  # counting leaves the network as it was
@@ -46,7 +47,8 @@ def test_published_sizes_of_darts_networks(name):
 
 @pytest.mark.parametrize("arch", NASBENCH201)
 def test_published_sizes_of_nasbench201_networks(arch):
-    network = NETWORKS["nasbench201"](16, 10, 5, False, arch)
+    with torch.device("meta"):
+        network = NETWORKS["nasbench201"](16, 10, 5, False, arch)
     assert (parameters(network), model.count_macs(network, 32)) == NASBENCH201[arch]
 
 

@@ -381,7 +381,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, refused, warm_up):
 
 
 @quick
-@pytest.mark.parametrize("space,layers,radius", [("nasbench201", 1, 1), ("darts", 3, 1), ("darts", 3, 0)])
+@pytest.mark.parametrize("space,layers,radius", [("nasbench201", 1, 0), ("darts", 3, 1)])
 def test_autocast_is_close_to_float32(tmp_path, monkeypatch, space, layers, radius):
     draw = utils.draw_shapes  # bfloat16 is slow on a CPU
     monkeypatch.setattr(utils, "draw_shapes", lambda n, size, seed: draw(n // 10, size, seed))
