@@ -5,6 +5,7 @@ GPU, experiments/gpu_check.py says more."""
 
 from contextlib import nullcontext
 
+import forks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,7 @@ def made(space, flags, batch=16):
 STEPS = [("darts", "--neighbor_norm shared --neighbors 4")]
 FLAGS = ["--neighborhood 0", "--neighbor_norm shared", "--neighbor_batch repeat --neighbors 2"]
 FLAGS += [f"--perturb {name}" for name in PERTURB] + [f"--agg {name}" for name in AGGREGATE]
+FLAGS += ["--relax gumbel"]  # dirichlet draws on the CPU, where a GPU is waited for
 STEPS += [("nasbench201", flags) for flags in FLAGS]
 
 
@@ -89,6 +91,14 @@ def test_sharpness():
     model, _, _, (x, y, _) = made("nasbench201", "")
     product = visualize.hessian_product(model, [(x, y)])
     assert product(torch.zeros(model.alpha.numel(), device=META)).shape == (model.alpha.numel(),)
+
+
+def test_the_check_of_a_gpu_runs(tmp_path):
+    """Its logic, on a CPU; not the sections that only take times, or run whole searches."""
+    sections = "numbers second train depthwise"
+    done = forks.run("experiments/gpu_check.py", "--smoke", "--only", *sections.split(), cwd=tmp_path)
+    assert done.status == 0 and done.out.endswith("RESULT gpu_check passed\n"), done
+    assert all(f"({name}: " in done.out for name in sections.split())
 
 
 def test_batches():
