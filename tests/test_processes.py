@@ -5,7 +5,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
+
+import search
+import utils
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 TINY = (
@@ -39,7 +43,8 @@ def test_a_search_in_two_processes_goes_on_in_one(tmp_path):
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
 
 
-def test_neighbors_that_cannot_be_shared_are_refused(tmp_path):
-    done = torchrun("../search.py", *TINY.split(), "--neighbors", "1", "--save", "run", cwd=tmp_path)
-    assert done.returncode != 0 and "2 processes cannot share" in done.stderr
-    assert not (tmp_path / "run").exists()
+def test_neighbors_that_cannot_be_shared_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(utils, "processes", lambda: (0, 2))
+    with pytest.raises(SystemExit):
+        search.parse_args([*TINY.split(), "--neighbors", "1"])
+    assert "2 processes cannot share" in capsys.readouterr().err

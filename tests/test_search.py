@@ -187,7 +187,6 @@ def run_search(folder, *flags):
         (2, "--neighborhood 2 --weight_step neighbors --cutout"),
         (3, "--neighborhood 1 --arch_warmup 2"),
         (2, "--neighborhood 0 --arch_warmup 2 --unrolled"),
-        (2, "--neighborhood 1 --unrolled"),
     ],
 )
 def test_interrupted_search_goes_on_from_the_last_epoch(tmp_path, monkeypatch, dies_in, flags):

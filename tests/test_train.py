@@ -113,7 +113,7 @@ def test_drop_path_grows_over_the_epochs(tmp_path, monkeypatch):
     assert sorted(set(used)) == pytest.approx([0, 0.1, 0.2])
 
 
-@pytest.mark.parametrize("flags", ["", "--valid_portion 0.3 --accumulate 2", f"--arch {NB201} --layers 1"])
+@pytest.mark.parametrize("flags", ["--valid_portion 0.3 --accumulate 2", f"--arch {NB201} --layers 1"])
 def test_interrupted_training_goes_on_to_the_same_result(tmp_path, monkeypatch, flags):
     """A run of 3 epochs that dies in the second, and is resumed without any other flag, equals an undisturbed
     one."""
