@@ -116,6 +116,8 @@ def arch_gradient(model, x, y, q, args):
     with running_statistics_kept(model), weights_held(model):
         with autocast(args, x):
             loss = neighborhood_loss(model, x, y, q, args)
+        if not loss.requires_grad:  # sampled architectures of nothing but `none`
+            return loss, torch.zeros_like(q)
         return loss.detach(), *torch.autograd.grad(loss, q)
 
 

@@ -114,6 +114,18 @@ def test_the_architecture_gradient_is_the_one_written_out(space, relax, radius):
     assert torch.allclose(got, expected, rtol=1e-6, atol=1e-10) and expected.abs().max() > 1e-4
 
 
+def test_sampled_architectures_of_nothing_but_none_have_a_gradient_of_zero():
+    model = SUPERNETS["nasbench201"](2, 1, 10)
+    with torch.no_grad():
+        model.alpha[..., 0] = 100.0  # `none`, on every edge
+    args = search.parse_args("--neighborhood 0 --relax gumbel --space nasbench201".split())
+    q = search.mixtures(model.alpha, torch.zeros(1, 6, dtype=torch.long), args, utils.generator(0, 0))
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    loss, by_q = search.arch_gradient(model, x, y, q, args)
+    assert torch.allclose(loss, F.cross_entropy(model(x, q), y)) and not loss.requires_grad
+    assert torch.equal(search.by_alpha(model.alpha, q, by_q, args), torch.zeros_like(model.alpha))
+
+
 def test_uphill_is_a_step_up_the_loss_of_the_length_stated():
     alpha, cost = some_alpha(12, 5).requires_grad_(), some_alpha(12, 5, seed=1)
     loss = (cost * alpha.softmax(-1)).sum()
