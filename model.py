@@ -30,29 +30,15 @@ from genotypes import SPACES, operations
 # channel by channel, batch norm included, keeps the groups apart by itself, in as many calls as one group
 # takes. The modules below are told n; a module that is not made for groups sees them as images of one batch.
 #
-# Channels last is the faster layout on a CPU, and for the supernet on CUDA too; experiments/gpu_check.py
-# measures both. In PyTorch's ordinary layout groups side by side are also images of a batch, without a copy.
-
-LAYOUT = {"cpu": torch.channels_last, "cuda": torch.channels_last}
-
-
-def layout(x):
-    """The memory format of tensors on the device of x."""
-    return LAYOUT.get(x.device.type, torch.contiguous_format)
-
-
-def channels_last(x):
-    return layout(x) is torch.channels_last
+# Tensors lie channels last in memory, (B, H, W, C), the faster layout for all of this on a CPU and on CUDA.
 
 
 def batch_to_groups(x, n):
-    """Images (n b, C, H, W) to n groups side by side, (b, n C, H, W). Channels last, the first b images are
-    the first group; in the ordinary layout, where this is a view, the first n are the groups' first ones."""
+    """Images (n b, C, H, W), of which the first b are the first group, to n groups side by side, (b, n C, H,
+    W)."""
     if n == 1:
         return x
     B, C, H, W = x.shape
-    if not channels_last(x):
-        return x.reshape(B // n, n * C, H, W)
     x = x.permute(0, 2, 3, 1).reshape(n, B // n, H, W, C).permute(1, 2, 3, 0, 4)
     return x.reshape(B // n, H, W, n * C).permute(0, 3, 1, 2)
 
@@ -62,25 +48,23 @@ def groups_to_batch(x, n):
     if n == 1:
         return x
     b, C, H, W = x.shape
-    if not channels_last(x):
-        return x.reshape(n * b, C // n, H, W)
     x = x.permute(0, 2, 3, 1).reshape(b, H, W, n, C // n).permute(3, 0, 1, 2, 4)
     return x.reshape(n * b, H, W, C // n).permute(0, 3, 1, 2)
 
 
 def merge_groups(x, n):
-    """n groups side by side, (b, n C, H, W), as tensors of C channels, for what works pixel by pixel or on
-    all pixels alike. A view: channels last (b, C, H, W n), otherwise (n b, C, H, W)."""
-    if n == 1 or not channels_last(x):
-        return groups_to_batch(x, n)
+    """n groups side by side, (b, n C, H, W), as tensors of C channels, (b, C, H, W n), for what works pixel
+    by pixel or on all pixels alike. A view."""
+    if n == 1:
+        return x
     b, C, H, W = x.shape
     return x.permute(0, 2, 3, 1).reshape(b, H, W * n, C // n).permute(0, 3, 1, 2)
 
 
 def split_groups(x, n):
     """The way back from `merge_groups`."""
-    if n == 1 or not channels_last(x):
-        return batch_to_groups(x, n)
+    if n == 1:
+        return x
     b, C, H, W = x.shape
     return x.permute(0, 2, 3, 1).reshape(b, H, W // n, n * C).permute(0, 3, 1, 2)
 
@@ -89,8 +73,6 @@ def cat_channels(tensors, n):
     """Tensors (b, n C, H, W) concatenated along the channels of each of n groups."""
     if n == 1:
         return torch.cat(tensors, 1)
-    if not channels_last(tensors[0]):
-        return torch.cat([x.unflatten(1, (n, -1)) for x in tensors], 2).flatten(1, 2)
     b, _, H, W = tensors[0].shape
     x = torch.cat([x.permute(0, 2, 3, 1).reshape(b, H, W, n, -1) for x in tensors], -1)
     return x.flatten(3).permute(0, 3, 1, 2)
@@ -304,9 +286,6 @@ class Depthwise(nn.Conv2d):
     def convolve(self, x, n, weight, dilation=1):
         """forward, with another weight, of as many channels as each group of x has."""
         padding = dilation * self.padding[0]
-        if not channels_last(x):
-            x = groups_to_batch(x, n)
-            return batch_to_groups(F.conv2d(x, weight, None, self.stride, padding, dilation, len(weight)), n)
         weight = weight if n == 1 else weight.repeat(n, 1, 1, 1)
         fast = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if fast and dilation == 1 and self.kernel_size == (5, 5):
@@ -315,7 +294,7 @@ class Depthwise(nn.Conv2d):
 
 
 class DilatedDepthwise(Depthwise):
-    """A k x k depthwise convolution with dilation 2, computed channels last as an ordinary one.
+    """A k x k depthwise convolution with dilation 2, computed as an ordinary one.
 
     Pixels whose row and column have the same parity only ever meet each other, so with stride 1 it is the
     ordinary convolution on four half-size pictures, `phases(x)`, and with stride 2 that on the first of them,
@@ -329,7 +308,7 @@ class DilatedDepthwise(Depthwise):
 
 
 def has_phases(x):
-    return channels_last(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0
+    return x.shape[2] % 2 == x.shape[3] % 2 == 0
 
 
 def phases(x):
@@ -353,7 +332,7 @@ def from_phases(y, x):
 
 def even_pixels(x):
     """The first of the phases, for stride 2: (pictures, dilation)."""
-    return x[:, :, ::2, ::2].contiguous(memory_format=layout(x)), 1
+    return x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1
 
 
 def even_and_odd_pixels(x):
@@ -361,7 +340,7 @@ def even_and_odd_pixels(x):
     even, odd = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
     if even.shape != odd.shape:
         odd = F.pad(odd, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-    return tuple(part.contiguous(memory_format=layout(x)) for part in (even, odd))
+    return tuple(part.contiguous(memory_format=torch.channels_last) for part in (even, odd))
 
 
 class HalvingConv(nn.Module):
@@ -549,7 +528,7 @@ class CellNetwork(nn.Module):
         self.classifier = nn.Linear(C_prev, classes)
 
     def forward(self, x, drop_path=None):
-        s0 = self.stem0(x.contiguous(memory_format=layout(x)))
+        s0 = self.stem0(x.contiguous(memory_format=torch.channels_last))
         s1 = s0 if self.stem1 is None else self.stem1(s0)
         logits = None
         for layer, cell in enumerate(self.cells):
@@ -625,7 +604,7 @@ class NetworkNasBench201(nn.Module):
         self.classifier = nn.Linear(C, classes)
 
     def forward(self, x, drop_path=None):
-        x = self.blocks(self.stem(x.contiguous(memory_format=layout(x))))
+        x = self.blocks(self.stem(x.contiguous(memory_format=torch.channels_last)))
         return self.classifier(F.relu(self.last_norm(x)).mean((2, 3))), None
 
 

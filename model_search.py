@@ -34,9 +34,7 @@ from model import (
     bodies_together,
     can_go_together,
     cat_channels,
-    channels_last,
     factorized_reduce,
-    layout,
     relu_conv_bn,
     run_groups,
     starts_depthwise,
@@ -131,7 +129,7 @@ class MixedCell(nn.Module):
                     nodes[target] = nodes[target] + total if together else nodes[target].add_(total)
                 else:
                     blank.discard(target)
-                    nodes[target] = total.contiguous(memory_format=layout(total)) if together else total
+                    nodes[target] = total.contiguous(memory_format=torch.channels_last) if together else total
         if together and self.training and norms[0].momentum:
             for old, new in zip(before, running, strict=True):
                 torch._foreach_copy_(old, new.split(self.C))
@@ -181,13 +179,13 @@ class MixedCell(nn.Module):
 
     def edges_together(self, x, source, own, shared, statistics):
         """The same, all edges in as many calls as one takes: their channels side by side in each group."""
-        edges, (m, _, n), axis = self.leaving[source], shared.shape, edge_axis(x)
+        edges, (m, _, n) = self.leaving[source], shared.shape
         total = None
         for op, w in zip(self.shared[source].values(), shared.unbind(1), strict=True):
-            y, w = by_edge(run_groups(op, x, n), n), w.T[(..., *[None] * (5 - axis))]
+            y, w = by_edge(run_groups(op, x, n), n), w.T[..., None]
             total = y * w if total is None else torch.addcmul(total, y, w)
         relu = as_autocast(F.relu(x))
-        wide = join_edges(torch.cat([by_edge(relu, n)] * m, axis))
+        wide = join_edges(torch.cat([by_edge(relu, n)] * m, EDGE_AXIS))
         prepared, parts = {}, {}
         for o, w in zip(self.own[edges[0]], own.view(len(self.own[edges[0]]), m, n), strict=True):
             ops = [self.own[e][o] for e in edges]
@@ -202,12 +200,12 @@ class MixedCell(nn.Module):
                 base = prepare(relu) if prepare else relu
                 scales = scale.transpose(0, 1).reshape(m, -1)
                 ys = [op.body(base, n, one) for op, one in zip(ops, scales, strict=True)]
-                y = join_edges(torch.cat([by_edge(y, n) for y in ys], axis))
+                y = join_edges(torch.cat([by_edge(y, n) for y in ys], EDGE_AXIS))
             parts[finish] = parts[finish].add_(y) if finish in parts else y
         for finish, y in parts.items():
             y = by_edge(finish(y, relu) if finish else y, n, m)
             total = y if total is None else total.add_(y)
-        return [join_edges(part.unsqueeze(axis)) for part in total.unbind(axis)]
+        return [join_edges(part.unsqueeze(EDGE_AXIS)) for part in total.unbind(EDGE_AXIS)]
 
 
 def as_autocast(x):
@@ -216,19 +214,17 @@ def as_autocast(x):
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def edge_axis(x):
-    return 4 if channels_last(x) else 2
+EDGE_AXIS = 4  # of what by_edge returns
 
 
 def by_edge(x, n, m=1):
-    """Channels of n groups and m edges, (b, n m C, H, W), as axes of their own: (b, H, W, n, m, C) channels
-    last, otherwise (b, n, m, C, H, W)."""
-    return x.permute(0, 2, 3, 1).unflatten(3, (n, m, -1)) if channels_last(x) else x.unflatten(1, (n, m, -1))
+    """Channels of n groups and m edges, (b, n m C, H, W), as axes of their own: (b, H, W, n, m, C)."""
+    return x.permute(0, 2, 3, 1).unflatten(3, (n, m, -1))
 
 
 def join_edges(x):
     """The way back from `by_edge`."""
-    return x.flatten(3).permute(0, 3, 1, 2) if channels_last(x) else x.flatten(1, 3)
+    return x.flatten(3).permute(0, 3, 1, 2)
 
 
 class WeightedSums(torch.autograd.Function):
@@ -275,13 +271,8 @@ def _dot(x, y, n):
     """The inner products (n,) of two tensors in each of n groups side by side."""
     if n == 1:  # one pass over memory
         dtype = torch.promote_types(x.dtype, y.dtype)  # under autocast they differ
-        order = (0, 2, 3, 1) if channels_last(x) else (0, 1, 2, 3)
-        return torch.dot(*(value.permute(order).flatten().to(dtype) for value in (x, y)))
-    return (
-        (x * y).sum((0, 2, 3)).view(n, -1).sum(1)
-        if channels_last(x)
-        else (x * y).view(len(x), n, -1).sum((0, 2))
-    )
+        return torch.dot(*(value.permute(0, 2, 3, 1).flatten().to(dtype) for value in (x, y)))
+    return (x * y).sum((0, 2, 3)).view(n, -1).sum(1)
 
 
 class Supernet(nn.Module):
@@ -304,9 +295,7 @@ class Supernet(nn.Module):
 
     def stemmed(self, x, n):
         """The first convolution; from here on the n groups lie side by side in the channels."""
-        if n > 1 and not channels_last(x):  # where groups side by side are images of a batch in another order
-            x = x.unflatten(0, (n, -1)).transpose(0, 1).flatten(0, 1)
-        return batch_to_groups(self.stem(x.contiguous(memory_format=layout(x))), n)
+        return batch_to_groups(self.stem(x.contiguous(memory_format=torch.channels_last)), n)
 
     def classified(self, x, n):
         """Logits of all images, one group after the other: the way back."""

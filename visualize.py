@@ -4,7 +4,6 @@
     python visualize.py curves RUN [RUN ...]             losses and more by epoch; mean and band over seeds
     python visualize.py mixture RUN --epochs 0 10 50     softmax(alpha) as heat maps
     python visualize.py landscape RUN [RUN ...]          the validation loss around the found mixture
-    python visualize.py landscape --bench T.csv --arch ARCH [ARCH ...]   the error by distance, on the table
     python visualize.py sharpness RUN [RUN ...]          the loss of every neighbor, and the Hessian
 
 A RUN is the folder of a gradient search (search.py); `curves` takes those of train.py too. `--out` names the
@@ -36,12 +35,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import nats_bench
 import utils
 from genotypes import (
     SPACES,
     Genotype,
-    nasbench201_architectures,
     operations,
     parse_architecture,
     printable,
@@ -82,7 +79,7 @@ def parse_args(argv=None):
     flags = {}
     # fmt: off
     for name, function in COMMANDS.items():
-        doc, number = function.__doc__, {"mixture": 1, "landscape": "*"}.get(name, "+")
+        doc, number = function.__doc__, 1 if name == "mixture" else "+"
         flags[name] = add = commands.add_parser(name, doc=doc, help=doc).add_argument
         if name != "cell":
             add("runs", nargs=number, metavar="RUN", help="folder of a run")
@@ -101,15 +98,8 @@ def parse_args(argv=None):
     add("--extent", type=utils.within(float, 1e-6, 1e6), help="half the length of an axis, in units of alpha "
         "(default: the distance of alpha from its start to its end, the longest of all runs)")
     add("--seed", type=utils.within(int, 0, 2**40), default=0, help="of random directions (default: 0)")
-    add("--bench", help="a table of NAS-Bench-201 accuracies, as in search.py (default: none, but runs)")
-    add("--bench_metric", default="cifar10_valid_200", help="the table's column (default: %(default)s)")
-    add("--arch", nargs="+", help="with --bench: NAS-Bench-201 architectures to look around (default: none)")
-    add("--radius", type=utils.within(int, 0, 6), default=3, help="farthest distance there (default: 3)")
     # fmt: on
-    args = parser.parse_args(argv)
-    if args.command == "landscape" and not (bool(args.runs) != bool(args.bench) == bool(args.arch)):
-        parser.error("landscape takes runs, or --bench FILE and --arch ARCH")
-    return args
+    return parser.parse_args(argv)
 
 
 def picture_path(args):
@@ -536,9 +526,7 @@ def directions(kind, model, batches, seed):
 
 
 def landscape(args):
-    """the loss around the found mixture, or the table's error around an architecture"""
-    if args.bench:
-        return table_landscape(args)
+    """the loss around the found mixture"""
     runs, drawn, rows = {folder: load_run(folder) for folder in args.runs}, [], []
     moved = [run["trajectory"][-1] - run["trajectory"][0] for run in runs.values()]
     extent = args.extent or max((by - by.mean(-1, keepdim=True)).norm().item() for by in moved)
@@ -589,37 +577,6 @@ def draw_landscapes(drawn, points):
         flats.append(axes)
     figure.colorbar(image, ax=flats, label="loss (nats)", shrink=0.9, ticks=MaxNLocator(8))
     return figure
-
-
-def table_landscape(args):
-    """The table's error by distance from architectures. Missing values are left out."""
-    table, column, space = nats_bench.load_table(args.bench), args.bench_metric, SPACES["nasbench201"]
-    if column not in table:
-        raise utils.BadInput(f"{column} is no column of {args.bench}: it has {', '.join(table)}")
-    errors, rows = 100 - table[column], []
-    powers = len(space.ops) ** torch.arange(len(space.edges)).flip(0)
-    shifts = ball_shifts(len(space.edges), len(space.ops), args.radius)
-    figure = new_figure(6.4, 4.6, layout="constrained")
-    axes = figure.subplots()
-    for k, arch in enumerate([parsed(text, space) for text in args.arch]):
-        place = nasbench201_architectures().index(arch)
-        if errors[place].isnan():
-            raise utils.BadInput(f"{args.bench} has no {column} of {arch}: choose another column")
-        around = errors[((place // powers + shifts) % len(space.ops)) @ powers]
-        found = []
-        for d in range(args.radius + 1):
-            shell = around[((shifts > 0).sum(1) == d) & ~around.isnan()].numpy()
-            if len(shell):
-                row = {"arch": arch, "metric": column, "distance": d, "members": len(shell)}
-                found.append(row | {name: getattr(shell, name)() for name in ("mean", "std", "min", "max")})
-        x = [row["distance"] + 0.08 * (k - (len(args.arch) - 1) / 2) for row in found]
-        style = dict(RUN_LINES[k % len(RUN_LINES)], marker="os^Dv"[k % 5], capsize=3, label=arch)
-        axes.errorbar(x, [row["mean"] for row in found], [row["std"] for row in found], **style)
-        rows += found
-    axes.set_title(f"Error by distance, mean and deviation: 100 - {column}")
-    axes.set(xlabel="distance (edges changed)", ylabel="error (%)", xticks=range(args.radius + 1))
-    figure.legend(loc="outside lower center", fontsize=6.5)
-    return figure, rows
 
 
 COMMANDS = dict(cell=cell, curves=curves, mixture=mixture, landscape=landscape, sharpness=sharpness_command)

@@ -7,7 +7,7 @@
 Each section prints a table and RESULT lines, and one that fails does not stop the others; the exit status is
 then 1. Sections: numbers (against the CPU and float64), second (the second order), waits, same (graph against
 eager), runs (the scripts as processes: kill and resume, training from files, one process under torchrun),
-memory (too large a batch), times (a search step), train (images a second), depthwise (the two layouts).
+memory (too large a batch), times (a search step), train (images a second), depthwise (channels last or not).
 --smoke takes the first case of each table.
 """
 
@@ -30,15 +30,13 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from plain import PLAIN, copy_weights  # noqa: E402
 
-import model as layers  # noqa: E402
 import model_search  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
 from model_search import SUPERNETS  # noqa: E402
 
 METHODS = {"radius 0": "--neighborhood 0", "own": "--neighbor_norm own", "shared": "--neighbor_norm shared"}
-LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
-DEFAULT = {device: (layers.LAYOUT[device], model_search.TOGETHER[device]) for device in ("cpu", "cuda")}
+TOGETHER = dict(model_search.TOGETHER)
 
 
 def main():
@@ -74,7 +72,7 @@ def reset(device, tf32=True, benchmark=True):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = tf32, benchmark
-    layers.LAYOUT[device.type], model_search.TOGETHER[device.type] = DEFAULT[device.type]
+    model_search.TOGETHER.update(TOGETHER)
 
 
 def expect(name, value, limit):
@@ -191,25 +189,20 @@ def seconds(job, device, most=20, budget=2.0):
 
 def numbers(args):
     """Losses and gradients of one step against those of the CPU in float64."""
-    print("| space | method | layout | precision | loss | alpha's gradient | weights' gradient |")
-    print("|---|---|---|---|---|---|---|")
+    print("| space | method | precision | loss | alpha's gradient | weights' gradient |")
+    print("|---|---|---|---|---|---|")
     batch = 16
     for space, (method, flags) in some(args, SUPERNETS, METHODS.items()):
         cpu = argparse.Namespace(device=torch.device("cpu"), smoke=args.smoke)
         wanted = both_gradients(Job(cpu, flags, space, batch, torch.float64, small=True))
         precisions = ("fp32", False, ""), ("TF32", True, ""), ("bf16", True, " --amp bf16")
-        for layout, (precision, tf32, amp) in some(args, LAYOUTS, precisions)[:4]:
+        for precision, tf32, amp in precisions[: 1 if args.smoke else 3]:
             reset(args.device, tf32)
-            layers.LAYOUT[args.device.type] = LAYOUTS[layout]
             got = both_gradients(Job(args, flags + amp, space, batch, small=True))
             errors = [difference(a, b) for a, b in zip(got, wanted, strict=True)]
-            print(
-                f"| {space} | {method} | {layout} | {precision} | "
-                + " | ".join(f"{e:.1e}" for e in errors)
-                + " |"
-            )
+            print(f"| {space} | {method} | {precision} | " + " | ".join(f"{e:.1e}" for e in errors) + " |")
             if precision == "fp32":
-                expect(f"{space} {method} {layout} against the CPU", max(errors), 1e-3)
+                expect(f"{space} {method} against the CPU", max(errors), 1e-3)
     reset(args.device)
 
 
@@ -242,27 +235,19 @@ def second(args):
 
 def times(args):
     """Seconds and peak memory of a search step in the DARTS space."""
-    print(
-        "| | batch | precision | layout | edges | how | ms a step | GiB |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| | batch | precision | edges | how | ms a step | GiB |\n|---|---|---|---|---|---|---|")
     small, large = (16, 16) if args.smoke else (64, 256)
-    usual = "NHWC", "together"
-    cases = [(method, small, "fp32", *usual, "eager") for method in (*METHODS, "plain")]
-    cases += [(method, small, "fp32", *usual, "graph") for method in METHODS]
-    cases += [
-        ("shared", small, "bf16", *usual, "graph"),
-        ("shared", small, "fp32", "NCHW", "together", "graph"),
-    ]
-    cases += [("shared", small, "bf16", "NCHW", "together", "graph")]
-    cases += [("shared", small, "fp32", layout, "apart", "graph") for layout in LAYOUTS]
-    cases += [("shared", large, precision, *usual, "graph") for precision in ("fp32", "bf16")]
-    cases += [("radius 0", small, "bf16", *usual, "graph"), ("second order", small, "fp32", *usual, "graph")]
-    cases += [("shared", small, "fp32", *usual, "graph, benchmark off")]
-    for method, batch, precision, layout, edges, how in cases[: 2 if args.smoke else None]:
+    cases = [(method, small, "fp32", "together", "eager") for method in (*METHODS, "plain")]
+    cases += [(method, small, "fp32", "together", "graph") for method in METHODS]
+    cases += [("shared", small, "bf16", "together", "graph"), ("shared", small, "fp32", "apart", "graph")]
+    cases += [("shared", large, precision, "together", "graph") for precision in ("fp32", "bf16")]
+    cases += [("radius 0", small, "bf16", "together", "graph")]
+    cases += [("second order", small, "fp32", "together", "graph")]
+    cases += [("shared", small, "fp32", "together", "graph, benchmark off")]
+    for method, batch, precision, edges, how in cases[: 2 if args.smoke else None]:
         reset(args.device, tf32=method != "second order", benchmark="off" not in how)
-        layers.LAYOUT[args.device.type] = LAYOUTS[layout]
         model_search.TOGETHER[args.device.type] = edges == "together"
-        row = f"| {method} | {batch} | {precision} | {layout} | {edges} | {how} |"
+        row = f"| {method} | {batch} | {precision} | {edges} | {how} |"
         try:
             if method == "plain":
                 step = plain_step(args, batch)
@@ -334,11 +319,12 @@ def same(args):
 
 
 def depthwise(args):
-    """Forward and backward of depthwise convolutions in the two layouts."""
+    """Forward and backward of depthwise convolutions, channels last and in PyTorch's default layout."""
     print("| C | filter | ms NHWC fp32 | NCHW fp32 | NHWC bf16 | NCHW bf16 |\n|---|---|---|---|---|---|")
     for C, (k, dilation) in some(args, (16, 64, 256), ((3, 1), (5, 1), (3, 2), (5, 2))):
         row = []
-        for dtype, layout in itertools.product((torch.float32, torch.bfloat16), LAYOUTS.values()):
+        kinds = (torch.float32, torch.bfloat16), (torch.channels_last, torch.contiguous_format)
+        for dtype, layout in itertools.product(*kinds):
             side = 8 if args.smoke else 32 * 16 // C or 2
             x = torch.randn(64, C, side, side, device=args.device, dtype=dtype)
             x = x.contiguous(memory_format=layout).requires_grad_()
@@ -358,14 +344,12 @@ def train(args):
     """Images a second of train.py's own loop, DARTS_V2 at full size."""
     import train as script
 
-    print("| recipe | precision | layout | accumulate | images/s | GiB |\n|---|---|---|---|---|---|")
+    print("| recipe | precision | accumulate | images/s | GiB |\n|---|---|---|---|---|")
     small = "--init_channels 4 --layers 3" if args.smoke else ""
-    ways = [(amp, layout, 1) for amp, layout in itertools.product(("none", "bf16"), LAYOUTS)]
     for dataset, batch in (("cifar", 96), ("imagenet", 128)):
-        more = [("fp16", "NHWC", 1), ("none", "NHWC", 2)] if dataset == "cifar" else []
-        for amp, layout, accumulate in ways[:1] if args.smoke else [*ways, *more]:
+        ways = [("none", 1), ("bf16", 1), *([("fp16", 1), ("none", 2)] if dataset == "cifar" else [])]
+        for amp, accumulate in ways[: 1 if args.smoke else None]:
             reset(args.device)
-            layers.LAYOUT[args.device.type] = LAYOUTS[layout]
             batch = 8 if args.smoke else batch
             flags = f"--arch DARTS_V2 --batch_size {batch} --accumulate {accumulate} --amp {amp} {small}"
             flags += " --dataset imagenet" if dataset == "imagenet" else ""
@@ -384,10 +368,8 @@ def train(args):
                 script.train_epoch(net, optimizer, batches, one, 1, Silent(), "none", autocast, scaler)
                 rates.append(batch * steps / (time.perf_counter() - started))
             memory = torch.cuda.max_memory_reserved() / 2**30 if args.device.type == "cuda" else 0.0
-            print(
-                f"| {dataset}, batch {batch} | {amp} | {layout} | {accumulate} | {rates[-1]:.0f} | ", end=""
-            )
-            print(f"{memory:.1f} |", flush=True)
+            row = f"| {dataset}, batch {batch} | {amp} | {accumulate} | {rates[-1]:.0f} | {memory:.1f} |"
+            print(row, flush=True)
     reset(args.device)
 
 

@@ -20,7 +20,6 @@ from PIL import Image
 import search
 import utils
 from genotypes import nasbench201_architectures
-from model import LAYOUT
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for what the tests start
@@ -89,13 +88,6 @@ def table(tmp_path_factory):
     rows = [f"{name},{v:.4f},{o:.4f}" for name, v, o in zip(names, value.tolist(), other, strict=True)]
     path.write_text("\n".join(["arch,cifar10_valid_200,cifar100_test_200", *rows]) + "\n")
     return path
-
-
-@pytest.fixture(params=["channels last", "ordinary"])
-def memory(request, monkeypatch):
-    """The layouts of a CPU and of CUDA, both on the CPU."""
-    kind = torch.channels_last if request.param == "channels last" else torch.contiguous_format
-    monkeypatch.setitem(LAYOUT, "cpu", kind)
 
 
 def do(script, flags="", *words):

@@ -1,7 +1,7 @@
 """The steps on a device that is not the CPU, without having one: on the meta device, where tensors have
-shapes, types and a device but no values, a step that mixes devices or waits for a value raises. The layout
-and the grouping of edges are those of CUDA; autocast, which meta does not have, is left out. Where there is a
-GPU, experiments/gpu_check.py says more."""
+shapes, types and a device but no values, a step that mixes devices or waits for a value raises. The edges go
+together as on CUDA; autocast, which meta does not have, is left out. Where there is a GPU,
+experiments/gpu_check.py says more."""
 
 from contextlib import nullcontext
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import model as layers
 import model_search
 import search
 import train
@@ -24,7 +23,6 @@ META = torch.device("meta")
 
 @pytest.fixture(autouse=True)
 def like_cuda(monkeypatch):
-    monkeypatch.setitem(layers.LAYOUT, "meta", layers.LAYOUT["cuda"])
     monkeypatch.setitem(model_search.TOGETHER, "meta", model_search.TOGETHER["cuda"])
     monkeypatch.setattr(model_search, "as_autocast", lambda x: x)
     monkeypatch.setattr(search, "autocast", lambda args, x: nullcontext())
@@ -63,11 +61,6 @@ def test_a_search_step(space, flags):
         assert w.grad.device == META and w.grad.shape == w.shape and w.grad.dtype == torch.float32
     torch.nn.utils.clip_grad_norm_(model.weight_parameters(), 5.0)
     optimizer.step()
-
-
-def test_a_step_in_the_other_layout(monkeypatch):
-    monkeypatch.setitem(layers.LAYOUT, "meta", torch.contiguous_format)
-    test_a_search_step("nasbench201", "--neighbors 8")
 
 
 def test_a_step_of_second_order():

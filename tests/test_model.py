@@ -10,7 +10,7 @@ from plain import PlainNasBench201Network, PlainNetwork, copy_modules
 
 import model
 from genotypes import NAMED, SPACES, operations, random_architecture
-from model import LAYOUT, NETWORKS, BatchNorm, Conv, Depthwise, WideFilters, batch_to_groups, groups_to_batch
+from model import NETWORKS, BatchNorm, Conv, Depthwise, WideFilters, batch_to_groups, groups_to_batch
 from model_search import WeightedSums
 
 # Published or counted by others, as the original code counts: parameters without and with auxiliary head, and
@@ -183,7 +183,7 @@ SIDES = [(1, 1), (2, 2), (3, 1), (3, 3), (4, 4), (4, 7), (7, 4), (5, 5), (8, 8),
 
 def drawn_images(*shape):
     x = torch.randn(*shape, dtype=torch.float64)
-    return x.contiguous(memory_format=LAYOUT["cpu"]).requires_grad_()
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -215,23 +215,21 @@ def test_phases_are_put_together_again(H, W):
         assert torch.equal(pictures[1], x[0, :, ::2, 1::2])
 
 
-def test_groups_side_by_side_and_back(memory):
+def test_groups_side_by_side_and_back():
     x = drawn_images(6, 2, 3, 5)
     for n in (1, 2, 3):
         wide = batch_to_groups(x, n)
         assert wide.shape == (6 // n, 2 * n, 3, 5)
         assert torch.equal(groups_to_batch(wide, n), x)
         assert torch.equal(model.split_groups(model.merge_groups(wide, n), n), wide)
-        # In the ordinary layout images of a group lie n apart, see batch_to_groups.
-        parts = x.chunk(n) if LAYOUT["cpu"] is torch.channels_last else [x[k::n] for k in range(n)]
-        for k, part in enumerate(parts):
+        for k, part in enumerate(x.chunk(n)):
             assert torch.equal(wide[:, 2 * k : 2 * k + 2], part)
         double = model.cat_channels([wide, 2 * wide], n)
         assert torch.equal(groups_to_batch(double, n), torch.cat([x, 2 * x], 1))
 
 
 @pytest.mark.parametrize("k,stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_convolutions_of_groups(memory, k, stride):
+def test_convolutions_of_groups(k, stride):
     torch.manual_seed(0)
     conv = Conv(4, 6, k, stride).double()
     for H, W in SIDES:
@@ -243,7 +241,7 @@ def test_convolutions_of_groups(memory, k, stride):
         assert torch.allclose(got, depthwise(x), rtol=1e-12, atol=1e-12)
 
 
-def test_weighted_sums(memory):
+def test_weighted_sums():
     torch.manual_seed(0)
     for n in (1, 3):
         weights = torch.randn(3, 2, n, dtype=torch.float64, requires_grad=True)
@@ -257,7 +255,7 @@ def test_weighted_sums(memory):
 
 
 @pytest.mark.parametrize("affine", [False, True])
-def test_groups_of_a_batch_norm(memory, affine):
+def test_groups_of_a_batch_norm(affine):
     """Outputs, gradients of everything and running statistics are those of separate passes."""
     torch.manual_seed(0)
     together, alone = BatchNorm(3, affine).double(), BatchNorm(3, affine).double()
@@ -269,9 +267,8 @@ def test_groups_of_a_batch_norm(memory, affine):
             theirs = [x, *alone.parameters(), *([] if scale is None else [scale])]
             factors = None if scale is None else scale.repeat_interleave(3)  # one a channel
             a = groups_to_batch(together(batch_to_groups(x, 2), 2, factors), 2)
-            parts = x.chunk(2) if LAYOUT["cpu"] is torch.channels_last else (x[::2], x[1::2])
             each = [None, None] if scale is None else factors.chunk(2)
-            b = [alone(part, 1, factor) for part, factor in zip(parts, each, strict=True)]
+            b = [alone(part, 1, factor) for part, factor in zip(x.chunk(2), each, strict=True)]
             b = groups_to_batch(torch.cat(b, 1), 2)
             assert torch.allclose(a, b, rtol=1e-12)
             g = torch.randn_like(a).contiguous()  # a gradient in another memory layout
@@ -281,7 +278,7 @@ def test_groups_of_a_batch_norm(memory, affine):
     assert together.running_mean.abs().min() > 0
 
 
-def test_groups_that_share_statistics_keep_fine_differences_of_alpha(memory):
+def test_groups_that_share_statistics_keep_fine_differences_of_alpha():
     """Factors that bfloat16 does not tell apart are told apart under autocast, on average over rounding."""
     norm = model.BatchNorm(8, affine=False)
     norm.shared = True

@@ -12,12 +12,6 @@ from genotypes import SPACES
 from model import OPS
 from model_search import SUPERNETS, DartsSupernet, running_statistics_kept, weights_held
 
-# On a CPU in training and evaluation mode, and in CUDA's layout of memory
-modes = pytest.mark.parametrize(
-    "memory,training",
-    [("channels last", True), ("channels last", False), ("ordinary", True)],
-    indirect=["memory"],
-)
 CASES = [("darts", 4, 3, 8), ("darts", 2, 4, 7), ("nasbench201", 4, 1, 8), ("nasbench201", 3, 2, 7)]
 
 
@@ -59,9 +53,9 @@ def test_parameters_are_split_in_two(space):
     assert isinstance(model.alpha, torch.nn.Parameter)
 
 
-@modes
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("space,C,layers,size", CASES)
-def test_supernet_equals_the_plain_one(memory, space, C, layers, size, training):
+def test_supernet_equals_the_plain_one(space, C, layers, size, training):
     model = build(space, C, layers)
     slow = copy_weights(model, PLAIN[space](C, layers, 10).double())
     x, y = images(6, size)
@@ -75,9 +69,9 @@ def test_supernet_equals_the_plain_one(memory, space, C, layers, size, training)
     assert results[0][1].abs().max() > 1e-4  # the comparison of alpha's gradients is not one of zeros
 
 
-@modes
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("space,C,layers,size", CASES[1:])
-def test_groups_equal_separate_passes(memory, space, C, layers, size, training):
+def test_groups_equal_separate_passes(space, C, layers, size, training):
     n = 3
     model = build(space, C, layers)
     x, y = images(6, size)
@@ -99,7 +93,7 @@ def test_groups_equal_separate_passes(memory, space, C, layers, size, training):
 
 
 @pytest.mark.parametrize("space,C,layers,size", CASES[1:])
-def test_groups_that_share_statistics(memory, space, C, layers, size):
+def test_groups_that_share_statistics(space, C, layers, size):
     """They are one batch in which each image has its own mixture: outputs, gradients, running statistics."""
     n = 3
     model = build(space, C, layers)
@@ -135,7 +129,7 @@ class Square(torch.nn.Module):
 @pytest.mark.parametrize(
     "space,name", [("darts", "conv_7x1_1x7"), ("darts", "square"), ("nasbench201", "square")]
 )
-def test_an_operation_is_added_by_its_name(memory, monkeypatch, space, name):
+def test_an_operation_is_added_by_its_name(monkeypatch, space, name):
     """One line in OPS and its name in the space: four groups are four passes of the plain supernet."""
     layers = 3 if space == "darts" else 1
     if name == "square":

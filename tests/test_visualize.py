@@ -19,7 +19,7 @@ import search
 import train
 import utils
 import visualize
-from genotypes import NAMED, SPACES, nasbench201_architectures, operations, parse_architecture
+from genotypes import NAMED, SPACES, operations, parse_architecture
 from genotypes import random_architecture as random_cell
 from model_search import SUPERNETS, running_statistics_kept
 from neighborhood import PERTURB
@@ -291,42 +291,15 @@ def test_landscape(runs, tmp_path, directions):
     assert all(torch.equal(vectors, found[0]) for vectors in found)
 
 
-def test_table_landscape(refused, tmp_path):
-    """Against a comparison of all architectures' operations, with gaps in the table."""
-    g, archs = utils.generator(1, 0), nasbench201_architectures()
-    errors = 100 * torch.rand(15_625, dtype=torch.float64, generator=g)
-    errors[torch.rand(15_625, generator=g) < 0.1] = math.nan
-    errors[archs.index(NB201)] = 12.5
-    values = ["" if math.isnan(error) else repr(100 - error) for error in errors.tolist()]
-    lines = [f"{arch},{value}\n" for arch, value in zip(archs, values, strict=True)]
-    (tmp_path / "table.csv").write_text("arch,cifar10_valid_200\n" + "".join(lines))
-    flags = ["landscape", "--bench", tmp_path / "table.csv", "--out", tmp_path / "t.svg", "--arch"]
-    do(*flags, NB201)
-    apart = [sum(a != b for a, b in zip(operations(arch), operations(NB201), strict=True)) for arch in archs]
-    for distance, row in enumerate(read(tmp_path / "t.csv")):
-        shell = [e for e, d in zip(errors.tolist(), apart, strict=True) if d == distance and e == e]
-        assert int(row["distance"]) == distance and int(row["members"]) == len(shell)
-        expected = [np.mean(shell), np.std(shell), min(shell), max(shell)]
-        assert [float(row[name]) for name in ("mean", "std", "min", "max")] == pytest.approx(expected)
-    assert distance == 3 and apart.count(3) == 1280
-    assert "is no column of" in refused(visualize, "", *flags, NB201, "--bench_metric", "cifar10_test_200")
-    assert "of the space darts, not of nasbench201" in refused(visualize, "", *flags, "DARTS_V2")
-    missing = archs[errors.isnan().nonzero()[0]]
-    assert f"has no cifar10_valid_200 of {missing}" in refused(visualize, "", *flags, missing)
-
-
 BAD = [
     ("cell DARTS_V3 --out cell.png", "unknown architecture 'DARTS_V3'"),
     ("cell DARTS_V2 --out cell.jpg", "cell.jpg has no known ending: expected .png, .svg or .pdf"),
     ("cell DARTS_V2 --out no/such/place.png", "there is no folder no/such"),
     ("curves no-such-run", "there is no folder no-such-run"),
     (f"curves {ROOT}", f"{ROOT} is not the folder of a run: name a folder that search.py or train.py wrote"),
-    ("landscape", "landscape takes runs, or --bench FILE and --arch ARCH"),
     ("landscape RUN --points 2", "argument --points: 2 is out of range: it lies between 3 and 201"),
     ("landscape RUN --extent nan", "argument --extent: nan is out of range"),
     ("landscape RUN --seed -1", "argument --seed: -1 is out of range"),
-    ("landscape --bench T.csv --arch x --radius 7", "argument --radius: 7 is out of range"),
-    ("landscape --bench no-such-table.csv --arch x --out t.png", "no table could be read from no-such"),
     ("sharpness RUN --images 1", "argument --images: 1 is out of range"),
 ]
 
