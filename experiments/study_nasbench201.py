@@ -1,12 +1,15 @@
-"""DARTS against NA-DARTS in the NAS-Bench-201 space: searches on images, accuracies from the table.
+"""Gradient search in the NAS-Bench-201 space with and without neighborhoods: searches on images, accuracies
+from the table.
 
     python experiments/study_nasbench201.py RUNS --bench T.csv --data DIR [--setting deep] [--jobs 2]
+    python experiments/study_nasbench201.py RUNS --bench T.csv --data DIR --setting relax
     python experiments/study_nasbench201.py RUNS --bench T.csv --report
 
-Runs the grid of METHODS, each with its number of seeds, as commands of search.py, with a folder each under
-RUNS, and prints the table. Some have a twist that is no flag of search.py: another function in the place of
-one of its own, see TWISTS. Run again, it goes on where it stopped: what is finished is kept, what is not is
-resumed. args.json of a run does not hold its twist: go on with it by this script.
+Runs the grid of METHODS, or of RELAXED, each with its number of seeds, as commands of search.py, with a
+folder each under RUNS, and prints the table; --out keeps a row a search. Some have a twist that is no flag of
+search.py: another function in the place of one of its own, see TWISTS. Run again, it goes on where it
+stopped: what is finished is kept, what is not is resumed. args.json of a run does not hold its twist: go on
+with it by this script.
 --only picks methods by name; --seeds raises or lowers the number of seeds. Each job runs on one thread.
 """
 
@@ -33,6 +36,8 @@ IMAGES = "--space nasbench201 --dataset folder --image_size 16 --batch_size 64 -
 SETTINGS = {  # reduced: a supernet in which DARTS mostly does well, and one deep enough for it to suffer
     "healthy": f"{IMAGES} --init_channels 8 --layers 1 --epochs 15",
     "deep": f"{IMAGES} --init_channels 8 --layers 3 --epochs 15",
+    # Of RELAXED, on all 50,000 images: 780 steps of warm-up, 5,070 steps of both
+    "relax": f"{IMAGES} --init_channels 8 --layers 1 --epochs 15 --arch_warmup 2 --arch_learning_rate 1e-3",
 }
 NEAR = "--neighborhood 1 --agg mean --neighbors 8 --neighbor_norm own"
 METHODS = {  # flags, seeds; some with a twist, see below
@@ -72,6 +77,15 @@ METHODS = {  # flags, seeds; some with a twist, see below
     "roll, 16 neighbors, without none": (f"{NEAR} --perturb roll --neighbors 16", 2, "without none"),
     "DARTS, batch norm in 16 groups": (f"{NEAR} --neighbors 16", 2, "no neighbors"),
     "DARTS, a third of the architecture learning rate": ("--neighborhood 0 --arch_learning_rate 1e-3", 2),
+}
+RELAXED = {
+    "DARTS": ("--neighborhood 0", 4),
+    "NA-DARTS": ("--neighborhood 1", 4),
+    "GDAS": ("--neighborhood 0 --relax gumbel", 4),
+    "NA-GDAS": ("--neighborhood 1 --relax gumbel", 4),
+    "DrNAS": ("--neighborhood 0 --relax dirichlet", 4),
+    "NA-DrNAS": ("--neighborhood 1 --relax dirichlet", 4),
+    "DARTS-ascent": ("--neighborhood 1 --perturb ascent", 4),
 }
 COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_test_200")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom, from 1 on, for the paired differences
@@ -127,6 +141,10 @@ def twisted(name, *words):
 # ------------------------------------------------------------------------------------------------------------
 
 
+def methods(args):
+    return RELAXED if args.setting == "relax" else METHODS
+
+
 def folder(args, method, seed):
     name = method.replace(", ", "-").replace(" ", "_")
     return os.path.join(args.runs, args.setting, f"{name}-seed{seed}")
@@ -150,7 +168,7 @@ def run_search(args, method, seed):
     path = folder(args, method, seed)
     if finished(path):
         return
-    flags, _, *named = METHODS[method]
+    flags, _, *named = methods(args)[method]
     program = [os.path.abspath(__file__), "--twist"] if named else [os.path.join(ROOT, "search.py")]
     command = [sys.executable, *program, *named]
     if os.path.exists(os.path.join(path, "checkpoint.pt")):
@@ -197,14 +215,28 @@ def report(args, grid):
         if finished(path):
             last.setdefault(method, {})[seed] = rows(path)
     print(f"\n{args.setting}: {SETTINGS[args.setting]}\n")
-    print("| method | seeds | CIFAR-10 | CIFAR-100 | ImageNet-16-120 | against DARTS | skip | seconds |")
+    print("| method | seeds | CIFAR-10 | CIFAR-100 | ImageNet-16-120 | against radius 0 | skip | seconds |")
     print("|---|---|---|---|---|---|---|---|")
     for method, runs in last.items():
         cells = [mean_sd([float(run[-1][column]) for run in runs.values()]) for column in COLUMNS]
-        cells.append(paired(runs, last.get("DARTS", {})) if method != "DARTS" else "")
+        plain = method.removeprefix("NA-") if method.removeprefix("NA-") in RELAXED else "DARTS"
+        plain = "DARTS" if method == "DARTS-ascent" else plain
+        cells.append(paired(runs, last.get(plain, {})) if method != plain else "")
         skips = statistics.mean(float(run[-1]["skip_connects"]) for run in runs.values())
         seconds = statistics.median(float(row["seconds"]) for run in runs.values() for row in run)
         print(f"| {method} | {len(runs)} | {' | '.join(cells)} | {skips:.1f} | {seconds:.0f} |")
+    if args.out:
+        names = ("genotype", *COLUMNS, "skip_connects", "parameter_free")
+        utils.write_csv(
+            args.out,
+            [
+                {"setting": args.setting, "method": method, "seed": seed}
+                | {name: run[-1][name] for name in names}
+                | {"epoch_seconds": statistics.median(float(row["seconds"]) for row in run)}
+                for method, runs in last.items()
+                for seed, run in runs.items()
+            ],
+        )
     print("\nLosses of the supernet in the end: at the center, and over radius 1 less that\n")
     print("| method | center | mean | largest | spread | Hessian eigenvalue |")
     print("|---|---|---|---|---|---|")
@@ -232,21 +264,22 @@ def main():
     parser.add_argument("--bench", required=True, help="the NAS-Bench-201 table")
     parser.add_argument("--data", help="image folder, see --dataset folder of search.py")
     parser.add_argument("--setting", choices=SETTINGS, default="healthy", help="the reduced setting")
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods to run")
-    parser.add_argument("--seeds", type=int, help="seeds of each, 0 to N - 1 (default: those of METHODS)")
+    parser.add_argument("--only", nargs="+", choices=METHODS | RELAXED, help="methods to run (default: all)")
+    parser.add_argument("--seeds", type=int, help="seeds of each, 0 to N - 1 (default: 4, or 2)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="searches side by side")
     parser.add_argument(
         "--report", action="store_true", help="print the table of what is finished, run nothing"
     )
+    parser.add_argument("--out", help="a CSV file, a row a search")
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error("--jobs: at least one")
-    most = max(seeds for _, seeds, *_ in METHODS.values())
+    most = max(seeds for _, seeds, *_ in methods(args).values())
     grid = [  # seed by seed, so that what is finished early compares all methods
         (method, seed)
         for seed in range(args.seeds or most)
-        for method in args.only
-        if seed < (args.seeds or METHODS[method][1])
+        for method in args.only or methods(args)
+        if seed < (args.seeds or methods(args)[method][1])
     ]
     if not args.report:
         if not args.data:
