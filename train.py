@@ -113,6 +113,8 @@ def parse_args(argv=None, world=None, **defaults):
     add("--image_size", type=within(int, 8, 1024), help="side of the images (default: 32, for imagenet 224)")
     add("--valid_portion", type=within(float, 0, 0.9), default=0.0,
         help="part of the training set that is held out to choose the epoch")
+    add("--augment", action=BooleanOptionalAction, default=True,
+        help="augment small images with random crops and flips")
     add("--cutout", action=BooleanOptionalAction, help=f"augment with cutout {recipe}")
     add("--cutout_length", type=within(int, 1, 1024),
         help="side of the cutout, pixels (default: half that of the image)")
@@ -333,7 +335,8 @@ def load_train(args, device, parts, g, shard):
         valid = FileBatches(plain_set, held_out[shard], size, **reading)
     else:
         images, labels = images.to(device), labels.to(device)
-        augmentation = dict(pad=images.shape[1] // 8, cutout=args.cutout_length if args.cutout else 0)
+        pad, cutout = images.shape[1] // 8 if args.augment else 0, args.cutout_length if args.cutout else 0
+        augmentation = dict(pad=pad, cutout=cutout, flip=args.augment)
         train = utils.Batches(images, labels, kept, args.batch_size, g, parts, **augmentation, **norm)
         valid = utils.InOrder(images, labels, held_out[shard], size, **norm)
     data = dict(classes=classes, mean=mean.tolist(), std=std.tolist(), images=[len(kept), len(held_out)])

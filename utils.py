@@ -559,13 +559,14 @@ def _scale_and_shift(mean, std, W, device):
     return [value.repeat(W).to(device) for value in (1 / (255 * std), mean / std)]
 
 
-def augment(images, index, draws, mean, std, pad=4, cutout=0):
+def augment(images, index, draws, mean, std, pad=4, cutout=0, flip=True):
     """A training batch: random crop after zero padding, random horizontal flip, normalisation, cutout.
 
     images: uint8 (N, H, W, 3), of which `index` (B,), on their device, is taken. draws: uniform numbers in
     [0, 1), (5, B): row of the crop, flip, column of the crop, row and column of the cutout. pad: pixels of
-    padding. cutout: side of the square that is set to zero after normalisation, around a random pixel and
-    clipped at the border (DeVries and Taylor 2017); 0 for none. Returns float (B, 3, H, W).
+    padding; 0 for no crop. cutout: side of the square that is set to zero after normalisation, around a
+    random pixel and clipped at the border (DeVries and Taylor 2017); 0 for none. flip: whether to flip.
+    Returns float (B, 3, H, W).
     """
     H, W = images.shape[1:3]
     choices = torch.tensor([2 * pad + 1, 2, 2 * pad + 1, H, W])[:, None]
@@ -573,7 +574,7 @@ def augment(images, index, draws, mean, std, pad=4, cutout=0):
     rows, columns = (torch.arange(side, device=images.device) for side in (H, W))
     batch = F.pad(images[index], (0, 0, pad, pad, pad, pad))
     batch = batch[torch.arange(len(index), device=images.device)[:, None], top + rows]
-    chosen = left + torch.where(unflipped > 0, columns, columns.flip(0))
+    chosen = left + (torch.where(unflipped > 0, columns, columns.flip(0)) if flip else columns)
     batch = batch.gather(2, chosen[:, None, :, None].expand(-1, H, W, 3))
     batch = normalise(batch, mean, std)
     if cutout:

@@ -94,6 +94,8 @@ def test_augmentation_equals_torchvision_on_each_image():
         assert torch.allclose(cut[k], x, atol=1e-5)
         seen.add((top, left, bool(flip)))
     assert len(seen) > 20
+    bare = utils.augment(images, index, draws, mean, std, 0, flip=False)
+    assert torch.equal(bare, utils.normalise(images[index], mean, std))
 
 
 def test_statistics_and_normalisation():
