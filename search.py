@@ -503,10 +503,11 @@ def search(args, rank, world, device):
         trajectory["alpha"] = torch.cat([trajectory["alpha"], model.alpha.detach().cpu()[None]])
         folder.save(parts, epoch, rows, args)
         folder.write_genotype(arch)
+        near = f"{row['neighborhood_loss']:.4f}" if arch_losses else "not yet, in warm-up"
         folder.log(
             f"epoch {epoch}: learning rate {lr:.4f}, weight half loss {row['weight_loss']:.4f} accuracy "
             f"{row['weight_accuracy']:.2f} %, architecture half loss {valid_loss:.4f} accuracy "
-            f"{valid_accuracy:.2f} %, neighborhood loss {row['neighborhood_loss']:.4f}, "
+            f"{valid_accuracy:.2f} %, neighborhood loss {near}, "
             f"{row['skip_connects']} skip connections, {row['parameter_free']} parameter-free, "
             f"{row['seconds']:.1f} s\n  {row['genotype']}"
         )

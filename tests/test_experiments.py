@@ -14,15 +14,17 @@ import pytest
 import study_flatness
 import study_gradients
 import study_nasbench201
+import study_supernet
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, SEARCH, do, read, save_images
 
 import nats_bench
+import sample
 import search
 import utils
 import visualize
-from genotypes import SPACES, nasbench201_architectures, operations
+from genotypes import SPACES, from_indices, nasbench201_architectures, operations
 from model_search import SUPERNETS, running_statistics_kept
 from neighborhood import (
     PERTURB,
@@ -199,6 +201,16 @@ def test_twists_of_the_study(monkeypatch):
     twisted("radius shrinks")
     radii = [(search.draw_shifts(model, args, e, g) != 0).sum(1).max().item() for e in (1, 5, 6, 10, 11, 15)]
     assert radii == [3, 3, 2, 2, 1, 1]
+
+
+def test_without_dead_edges_an_architecture_computes_the_same():
+    model, space, x = SUPERNETS["nasbench201"](4, 1, 10), SPACES["nasbench201"], torch.randn(8, 3, 8, 8)
+    less = {ops: study_supernet.without_dead_edges(ops) for ops in study_supernet.ARCHS}
+    assert len(set(less.values())) == 9445
+    for ops in [(3, 1, 2, 3, 0, 0), (0, 1, 3, 2, 2, 1), (2, 0, 3, 1, 0, 0), (2, 4, 0, 0, 3, 0)]:
+        assert less[ops].count(0) > ops.count(0) and less[less[ops]] == less[ops]
+        passes = [sample.one_hot(from_indices(space, one), space) for one in (ops, less[ops])]
+        assert torch.equal(*(model(x, *one) for one in passes))
 
 
 def test_the_study_of_searches_goes_on_and_compares_by_seed(table, tmp_path, capsys, monkeypatch):
