@@ -141,7 +141,8 @@ def gumbel(alpha, n, generator, t):
 def dirichlet(alpha, n, generator, t):
     """DrNAS (Chen et al., ICLR 2021): mixtures drawn from Dirichlet(elu(alpha) + 1), with the pathwise
     gradient through the gamma variables that make it up. On a GPU, alpha is waited for."""
-    gamma = torch._standard_gamma((F.elu(alpha) + 1).cpu().expand(n, *alpha.shape), generator=generator)
+    c = (F.elu(alpha) + 1).clamp(min=1e-6)  # which float32 rounds to 0 far below
+    gamma = torch._standard_gamma(c.cpu().expand(n, *alpha.shape), generator=generator)
     return (gamma / gamma.sum(-1, keepdim=True)).to(alpha)
 
 

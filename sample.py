@@ -46,6 +46,7 @@ from genotypes import (
     operations,
     parse_architecture,
     random_architecture,
+    space_of,
     space_with,
     to_indices,
 )
@@ -131,6 +132,10 @@ def parse_args(argv=None):
     check_args(parser, args)
     if args.eval:
         flags = training_args(args)
+        unused = ["seeds", "compile"] + ["amp", "auxiliary", "drop_path_prob"] * (args.eval == "supernet")
+        for name in unused:
+            if getattr(flags, name) not in (None, False, 0.0, "none"):
+                parser.error(f"--{name} does nothing with --eval {args.eval}: leave it out")
         if not flags.valid_portion:
             parser.error("--valid_portion 0 leaves no images to evaluate architectures on: raise it")
         if args.eval == "supernet" and flags.dataset == "imagenet":
@@ -156,6 +161,8 @@ def check_args(parser, args):
         parser.error(f"--neighborhood {args.neighborhood}: an architecture of {args.space} has {edges} edges")
     if not args.bench and not args.eval or args.bench and args.eval == "train":
         parser.error("give one evaluator: --bench FILE, a table, or --eval train or supernet")
+    if args.noise and args.eval:
+        parser.error(f"--noise is for tables, and --eval {args.eval} errs by itself: leave it out")
     if args.supernet and args.eval != "supernet":
         parser.error("--supernet goes with --eval supernet")
     if args.bench and args.space != "nasbench201":
@@ -168,7 +175,8 @@ def check_args(parser, args):
         parser.error("torchrun shares the work of --eval train alone: run this in one process")
     if args.starts and args.budget and args.starts > args.budget:
         parser.error(f"--starts {args.starts} is more than the --budget {args.budget}")
-    ball = args.neighbors or ball_size(edges, len(discrete_ops(space)), args.neighborhood)
+    sampled = args.neighbors if args.neighborhood else 0
+    ball = sampled or ball_size(edges, len(discrete_ops(space)), args.neighborhood)
     if ball > 1_000_000:
         parser.error(
             f"--neighborhood {args.neighborhood} has {ball:,} members in the space {args.space}: sample some "
@@ -192,6 +200,12 @@ def training_args(args):
         defaults |= dict(augment=False)  # in as many epochs the supernet fits better so, and ranks better
     # Processes share the architectures, and not their batches.
     return train.parse_args([f"--arch={arch}", f"--seed={args.seed}", *args.training], 1, **defaults)
+
+
+def pieces(flags):
+    """The slices of a batch that are computed one after the other."""
+    size = flags.batch_size // flags.accumulate
+    return [slice(i * size, (i + 1) * size) for i in range(flags.accumulate)]
 
 
 def edge_count(space):
@@ -348,7 +362,7 @@ def search_trained(args):
     args.save = utils.from_the_first(args.save)
     path = os.path.join(args.save, "evaluations.csv")
     known = read_evaluations(path, column, space) if args.resume else {}
-    parts = [slice(0, flags.batch_size)]
+    parts = pieces(flags)
     data_g = utils.generator(args.seed, 1)
     batches, held_out, data = train.load_train(flags, device, parts, data_g, slice(None))
     first_batch = batches.state_dict()
@@ -455,18 +469,14 @@ def search_supernet(args):
     """Repeats on one supernet, whose weights are shared by all architectures: their error is that on held-out
     images with these weights and the statistics of the batch."""
     checkpoint = utils.load_checkpoint(args.supernet) if args.supernet else None
-    if checkpoint and "paths" not in checkpoint:
-        raise utils.BadInput(f"--supernet {args.supernet}: that is no run of sample.py --eval supernet")
-    flags = Namespace(**checkpoint["args"]) if checkpoint else training_args(args)
-    flags.ops = flags.ops if checkpoint else args.ops
+    flags = flags_of(checkpoint, args) if checkpoint else training_args(args)
+    flags.ops = checkpoint["args"]["ops"] if checkpoint else args.ops
     device, space = utils.device_of(flags.device), space_with(args.space, args.ops)
     table = nats_bench.load_table(args.bench) if args.bench else None
     if table:
         nats_bench.check_column(table, args.bench_metric, args.bench)
-    size = flags.batch_size // flags.accumulate
-    parts = [slice(i * size, (i + 1) * size) for i in range(flags.accumulate)]
     data_g = utils.generator(args.seed, 1)
-    batches, held_out, data = train.load_train(flags, device, parts, data_g, slice(None))
+    batches, held_out, data = train.load_train(flags, device, pieces(flags), data_g, slice(None))
     torch.manual_seed(args.seed)  # the first weights
     supernet = SUPERNETS[args.space](flags.init_channels, flags.layers, len(data["classes"]), flags.ops)
     supernet.to(device)
@@ -497,6 +507,23 @@ def search_supernet(args):
     report_found(args, args.supernet_error, [*columns, *(table or ())], rows, folder, training)
     if table:
         folder.log(rank_correlations(args, f, table))
+
+
+def flags_of(checkpoint, args):
+    """The flags with which the supernet of --supernet was trained; where the images lie and the device may be
+    others. Raises BadInput where it cannot be used."""
+    run, saved = f"--supernet {args.supernet}", checkpoint["args"]
+    if "paths" not in checkpoint:
+        raise utils.BadInput(f"{run}: that is no run of sample.py --eval supernet")
+    if checkpoint["epoch"] < saved["epochs"]:
+        mend = f"go on with: python sample.py --resume {args.supernet}"
+        raise utils.BadInput(f"{run} has done {checkpoint['epoch']} epochs of {saved['epochs']}: {mend}")
+    if (space := space_of(parse_architecture(saved["arch"])).name) != args.space:
+        raise utils.BadInput(f"{run} is of the space {space}: give --space {space}")
+    file = os.path.join(args.supernet, "checkpoint.pt") if os.path.isdir(args.supernet) else args.supernet
+    flags = train.parse_args([*args.training, "--eval", f"--resume={file}"], 1)
+    utils.check_same_run(flags, saved, ["eval", "resume", "name", "data", "device", "workers"])
+    return flags
 
 
 def on_held_out(supernet, held_out, seed):
@@ -561,7 +588,8 @@ def rank_correlations(args, f, table):
     members = list({arch for ball in balls for arch in ball})
 
     def correlation(values, archs):
-        return spearman(values, truth[[place(arch) for arch in archs]])
+        true = truth[[place(arch) for arch in archs]]
+        return spearman(values[~true.isnan()], true[~true.isnan()])  # the table may be partial
 
     of_all = correlation(torch.tensor(f(members), dtype=torch.float64), members)
     return (

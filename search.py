@@ -93,7 +93,7 @@ def neighborhood_loss(model, x, y, q, args, weights=None):
     used = operations_used(q, args)
     logits = model(x, q, used) if weights is None else functional_call(model, weights, (x, q, used))
     losses = F.cross_entropy(logits, y, reduction="none").view(len(q), -1).mean(1)
-    if args.neighborhood and args.agg != "mean":
+    if args.neighborhood and args.agg != "mean" and args.perturb != "ascent":
         losses = utils.from_all_processes(losses)
     return AGGREGATE[args.agg](losses)
 
@@ -317,14 +317,14 @@ def check_args(parser, args):
     plain = not args.unrolled and args.relax == "softmax" and args.weight_step == "center"
     if args.perturb == "ascent" and not plain:
         parser.error("--perturb ascent goes with --relax softmax, first order and --weight_step center")
-    world = utils.processes()[1]
-    if args.batch_size % world or (args.neighborhood and args.neighbors % world):
+    world, sampled = utils.processes()[1], args.neighborhood and args.perturb != "ascent"
+    if args.batch_size % world or (sampled and args.neighbors % world):
         parser.error(
             f"{world} processes cannot share --batch_size {args.batch_size} and --neighbors {args.neighbors} "
             "evenly: choose multiples"
         )
     cut = args.neighbor_batch == "split" or args.weight_step == "neighbors"
-    if args.neighborhood and cut and args.perturb != "ascent" and args.batch_size % args.neighbors:
+    if sampled and cut and args.batch_size % args.neighbors:
         parser.error(
             f"--batch_size {args.batch_size} cannot be cut into {args.neighbors} equal groups: choose a "
             "number of --neighbors that divides it"
@@ -427,7 +427,7 @@ def search(args, rank, world, device):
 
     def mix(shifts, epoch):
         """The mixtures of this process's share of the neighbors, or that of the center."""
-        q = mixtures(alpha, shifts, args, neighbor_g, (epoch - 1) / args.epochs)
+        q = mixtures(alpha, shifts, args, neighbor_g, (epoch - 1) / max(1, args.epochs - 1))
         return q.chunk(world)[rank] if len(q) > 1 else q
 
     bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=True if rank else None)
@@ -537,7 +537,7 @@ def sharpness_and_picture(folder, args, arch, model, arch_set, norm):
     drawn = visualize.loss_batches(*arch_set, SHARPNESS_IMAGES, args.batch_size, args.seed, norm)
     model.share_statistics(False)  # each neighbor for itself
     try:
-        sharpness = visualize.sharpness(model, drawn, args.perturb)
+        sharpness = visualize.sharpness(model, drawn, args.perturb, args.relax)
         folder.log(visualize.sharpness_text(sharpness))
         return sharpness
     except (RuntimeError, MemoryError) as error:  # the Hessian takes a few times what a step does

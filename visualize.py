@@ -45,7 +45,7 @@ from genotypes import (
     space_with,
 )
 from model_search import SUPERNETS, running_statistics_kept, weights_held
-from neighborhood import METHODS, PERTURB, ball_shifts, neighbors
+from neighborhood import METHODS, PERTURB, SETTLED, ball_shifts, neighbors
 
 PICTURES = "pictures-out"  # the folder of pictures that belong to no run
 # Colors safe for colour-blind readers (Okabe and Ito 2008); dashes, for print in black and white
@@ -404,17 +404,17 @@ def losses_at(model, mixtures, batches, progress):
     return torch.cat(found) / sum(len(y) for _, y in batches)
 
 
-def neighborhood_losses(model, batches, perturb):
-    """The loss of every member of the radius-1 neighborhood of the supernet's mixture, by the map of the
-    simplex that --perturb names: shifts (n, E), the center first, and losses (n,) in nats."""
-    p = model.mixture().detach()
+def neighborhood_losses(model, batches, perturb, relax="softmax"):
+    """The loss of every member of the radius-1 neighborhood of what the search has settled on, by the map of
+    the simplex that --perturb names: shifts (n, E), the center first, and losses (n,) in nats."""
+    p = SETTLED[relax](model.alpha.detach())
     shifts = ball_shifts(p[..., 0].numel(), p.shape[-1], 1)
     perturb = perturb if perturb in PERTURB else "roll"  # ascent has no such members
     mixtures = neighbors(p.flatten(0, 1), shifts, perturb).view(-1, *p.shape)
     return shifts, losses_at(model, mixtures, batches, "neighbors")
 
 
-def hessian_product(model, batches):
+def hessian_product(model, batches, relax="softmax"):
     """The Hessian over alpha of the loss (nats, mean over the images), as a function of vectors: (n,) to
     (n,), n = cells E O. By double backward, exactly, a batch at a time; the graph of a single one is kept.
     The model is to be in training mode."""
@@ -422,7 +422,7 @@ def hessian_product(model, batches):
 
     def gradient(x, y):
         with running_statistics_kept(model), weights_held(model):
-            loss = F.cross_entropy(model(x, alpha.softmax(-1)), y, reduction="sum") / images
+            loss = F.cross_entropy(model(x, SETTLED[relax](alpha)), y, reduction="sum") / images
             return torch.autograd.grad(loss, alpha, create_graph=True)[0].flatten()
 
     kept = [gradient(*batches[0])] if len(batches) == 1 else None
@@ -465,17 +465,20 @@ def dominant_eigenpairs(product, n, count=1, tolerance=1e-2, floor=1e-4, most=60
         Q.append(torch.linalg.qr(torch.stack([*Q, HQ[-1]]).T).Q[:, -1])
 
 
-def sharpness(model, batches, perturb, losses=None):
+def sharpness(model, batches, perturb, relax="softmax", losses=None):
     """How sharp the supernet's minimum is: a dict of plain numbers, losses in nats.
 
     center_loss, mean_loss, max_loss and loss_std (over the members, population) are over the whole radius-1
-    neighborhood of its mixture, the center included. hessian_eigenvalue is the dominant one (largest
-    magnitude, with its sign) of the Hessian of the loss over alpha at the center, in nats (Zela et al. 2020).
-    None stands for a number that is not finite. batches: those of loss_batches. losses: what
-    neighborhood_losses gave, where it is known. The model is as it was before, to the bit.
+    neighborhood of what the search has settled on, the center included. hessian_eigenvalue is the dominant
+    one (largest magnitude, with its sign) of the Hessian of the loss over alpha at the center, in nats (Zela
+    et al. 2020). None stands for a number that is not finite, and for the eigenvalue of a search of discrete
+    architectures, which has none. batches: those of loss_batches. losses: what neighborhood_losses gave,
+    where it is known. The model is as it was before, to the bit.
     """
-    losses = neighborhood_losses(model, batches, perturb)[1] if losses is None else losses
-    (value,), _ = dominant_eigenpairs(hessian_product(model, batches), model.alpha.numel())
+    losses = neighborhood_losses(model, batches, perturb, relax)[1] if losses is None else losses
+    value = torch.tensor(math.nan)
+    if relax != "gumbel":
+        (value,), _ = dominant_eigenpairs(hessian_product(model, batches, relax), model.alpha.numel())
     numbers = losses[0], losses.mean(), losses.max(), losses.std(unbiased=False), value
     row = {"images": sum(len(y) for _, y in batches), "perturb": perturb, "members": len(losses)}
     return row | {k: v.item() if v.isfinite() else None for k, v in zip(NUMBERS, numbers, strict=True)}
@@ -483,7 +486,7 @@ def sharpness(model, batches, perturb, losses=None):
 
 def sharpness_text(row):
     """The numbers of `sharpness` as one line."""
-    shown = ["not finite" if row[name] is None else f"{row[name]:.4f}" for name in NUMBERS]
+    shown = ["none" if row[name] is None else f"{row[name]:.4f}" for name in NUMBERS]
     return (
         "loss at the center {}; over its neighborhood of {members} mean {}, largest {}, deviation {} nats; "
         "dominant Hessian eigenvalue {}; {images} images".format(*shown, **row)
@@ -497,8 +500,9 @@ def sharpness_command(args):
     axes = figure.subplots()
     for (folder, run), style in zip(runs.items(), itertools.cycle(RUN_LINES), strict=False):
         (model, batches), names = load_supernet(folder, run, args), edge_names(run)
-        shifts, losses = neighborhood_losses(model, batches, run["args"]["perturb"])
-        numbers = sharpness(model, batches, run["args"]["perturb"], losses)
+        how = run["args"]["perturb"], run["args"].get("relax", "softmax")
+        shifts, losses = neighborhood_losses(model, batches, *how)
+        numbers = sharpness(model, batches, *how, losses)
         print(f"{folder}: {sharpness_text(numbers)}")
         path = Path(folder, "result.json")  # which a search that was stopped does not have
         result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -514,11 +518,11 @@ def sharpness_command(args):
     return figure, rows
 
 
-def directions(kind, model, batches, seed):
+def directions(kind, model, batches, seed, relax):
     """Two orthonormal directions over alpha, (2, n) float64, and their names: dominant eigenvectors of the
     Hessian; or random ones, uniform among those that the softmax sees, the same for all runs of a space."""
     if kind == "hessian":
-        values, vectors = dominant_eigenpairs(hessian_product(model, batches), model.alpha.numel(), 2)
+        values, vectors = dominant_eigenpairs(hessian_product(model, batches, relax), model.alpha.numel(), 2)
         return vectors, [f"Hessian eigenvector {k}, value {value:.3g}" for k, value in enumerate(values, 1)]
     drawn = torch.randn(2, *model.alpha.shape, generator=utils.generator(seed, 6), dtype=torch.float64)
     drawn -= drawn.mean(-1, keepdim=True)
@@ -532,14 +536,17 @@ def landscape(args):
     extent = args.extent or max((by - by.mean(-1, keepdim=True)).norm().item() for by in moved)
     if not extent:
         raise utils.BadInput("alpha has not moved in these runs: give --extent, half the length of the axes")
+    if "gumbel" in {run["args"].get("relax") for run in runs.values()}:
+        raise utils.BadInput("a search of discrete architectures has no landscape over alpha: see sharpness")
     half = args.points // 2
     steps = torch.arange(-half, half + 1, dtype=torch.float64) * (extent / half)
     points = torch.cartesian_prod(steps, steps)  # (b, a) of each, a along the first axis
     for folder, run in runs.items():
         model, batches = load_supernet(folder, run, args)
-        vectors, names = directions(args.directions, model, batches, args.seed)  # (2, n) orthonormal
+        relax = run["args"].get("relax", "softmax")
+        vectors, names = directions(args.directions, model, batches, args.seed, relax)  # (2, n) orthonormal
         alphas = model.alpha + (points @ vectors.flip(0)).view(-1, *model.alpha.shape).to(model.alpha)
-        losses = losses_at(model, alphas.detach().softmax(-1), batches, folder)
+        losses = losses_at(model, SETTLED[relax](alphas.detach()), batches, folder)
         text = f"loss at the center {losses[len(losses) // 2]:.4f}"
         print(f"{folder}: {text}; on the plane mean {losses.mean():.4f}, largest {losses.max():.4f} nats")
         drawn.append((losses, f"{title_of(folder, run, 38)}\n{text} nats", names))

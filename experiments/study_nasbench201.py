@@ -78,13 +78,13 @@ METHODS = {  # flags, seeds; some with a twist, see below
     "DARTS, batch norm in 16 groups": (f"{NEAR} --neighbors 16", 2, "no neighbors"),
     "DARTS, a third of the architecture learning rate": ("--neighborhood 0 --arch_learning_rate 1e-3", 2),
 }
-RELAXED = {
+RELAXED = {  # sampled relaxations draw one a step, as GDAS and DrNAS do: with --neighbors 1 its neighbor
     "DARTS": ("--neighborhood 0", 4),
     "NA-DARTS": ("--neighborhood 1", 4),
     "GDAS": ("--neighborhood 0 --relax gumbel", 4),
-    "NA-GDAS": ("--neighborhood 1 --relax gumbel", 4),
+    "NA-GDAS": ("--neighborhood 1 --neighbors 1 --relax gumbel", 4),
     "DrNAS": ("--neighborhood 0 --relax dirichlet", 4),
-    "NA-DrNAS": ("--neighborhood 1 --relax dirichlet", 4),
+    "NA-DrNAS": ("--neighborhood 1 --neighbors 1 --relax dirichlet", 4),
     "DARTS-ascent": ("--neighborhood 1 --perturb ascent", 4),
 }
 COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_test_200")

@@ -20,7 +20,7 @@ NAMES, PLACES = nasbench201_architectures(), list(itertools.product(range(5), re
 
 
 @pytest.mark.parametrize("space,n", [("darts", 3), ("nasbench201", 1), ("nasbench201", 3)])
-def test_one_path_is_the_mixture_with_one_hot_weights(memory, space, n):
+def test_one_path_is_the_mixture_with_one_hot_weights(space, n):
     torch.manual_seed(0)
     net = SUPERNETS[space](4, 3 if space == "darts" else 1, 10).double()
     x, y, g = torch.randn(6, 3, 8, 8).double(), torch.randint(10, (6,)), utils.generator(0, 0)
