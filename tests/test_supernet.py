@@ -85,6 +85,26 @@ def test_a_supernet_is_used_again(folder, tmp_path, monkeypatch, table, capsys):
     assert "rank correlation with cifar10_valid_200: " in capsys.readouterr().out
 
 
+def test_a_supernet_that_does_not_fit(folder, tmp_path, refused):
+    """Its images may lie elsewhere; its space, its end and its flags have to be those of the search."""
+    run, moved = folder / "whole", tmp_path / "moved"
+    (folder / "images").rename(moved)
+    try:
+        do(sample, RUN, "--supernet", run, "--data", moved, "--save", tmp_path / "run")
+    finally:
+        moved.rename(folder / "images")
+    half = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save({**half, "epoch": 2}, tmp_path / "half.pt")
+    for words, message in [
+        (["--supernet", run, "--space", "darts"], f"--supernet {run} is of the space nasbench201: give"),
+        (["--supernet", tmp_path / "half.pt"], "has done 2 epochs of 3: go on with"),
+        (["--supernet", run, "--init_channels", "6"], "another configuration: --init_channels 6 (there: 4)"),
+        (["--noise", "1"], "--noise is for tables"),
+        (["--amp", "bf16"], "--amp does nothing with --eval supernet"),
+    ]:
+        assert message in refused(sample, RUN, "--save", tmp_path / "other", *words)
+
+
 def test_rank_correlation_with_ties():
     a, b = torch.randint(6, (2, 40), generator=utils.generator(0, 0))
     ranks = [(v[:, None] > v).sum(1) + (v[:, None] == v).sum(1).double() / 2 for v in (a, b)]

@@ -22,7 +22,7 @@ import visualize
 from genotypes import NAMED, SPACES, operations, parse_architecture
 from genotypes import random_architecture as random_cell
 from model_search import SUPERNETS, running_statistics_kept
-from neighborhood import PERTURB
+from neighborhood import PERTURB, SETTLED
 
 
 def do(*words):
@@ -200,7 +200,7 @@ def test_sharpness(perturb):
         q = p.clone()
         q[0, e] = PERTURB[perturb](p[0, e], torch.tensor(shift))
         losses.append(plain_loss(model, q.log().clamp(min=-1e9), batches).item())
-    assert "eigenvalue not finite" in visualize.sharpness_text(row | {"hessian_eigenvalue": None})
+    assert "eigenvalue none;" in visualize.sharpness_text(row | {"hessian_eigenvalue": None})
     assert row["members"] == 25 and row["images"] == 10 and row["perturb"] == perturb
     expected = losses[0], np.mean(losses), max(losses), np.std(losses)
     assert [row[name] for name in visualize.NUMBERS[:4]] == pytest.approx(expected, rel=1e-9)
@@ -210,6 +210,15 @@ def test_sharpness(perturb):
         assert row["hessian_eigenvalue"] == pytest.approx(max(values.tolist(), key=abs), rel=1e-3)
     assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_sharpness_is_that_of_what_a_relaxation_settles_on():
+    model, batches = supernet("nasbench201")
+    for relax, settled in SETTLED.items():
+        row = visualize.sharpness(model, batches, "roll", relax)
+        loss = plain_loss(model, settled(model.alpha).log().clamp(min=-1e9), batches).item()
+        assert row["center_loss"] == pytest.approx(loss, rel=1e-9)
+        assert (row["hessian_eigenvalue"] is None) == (relax == "gumbel")
 
 
 @pytest.mark.parametrize("parts,space", [(1, "nasbench201"), (2, "nasbench201"), (2, "darts")])
@@ -314,7 +323,8 @@ def test_bad_runs(refused, runs, tmp_path):
     whole = torch.load(one / "checkpoint.pt", weights_only=True)
     still = {"alpha": whole["trajectory"]["alpha"][:1].repeat(4, 1, 1, 1)}
     images = dict(whole["arch_batches"], checksum=1)
-    changes = [("start", dict(epoch=0, rows=[])), ("still", dict(trajectory=still))]
+    gumbel = dict(args=whole["args"] | {"relax": "gumbel"})
+    changes = [("start", dict(epoch=0, rows=[])), ("still", dict(trajectory=still)), ("gumbel", gumbel)]
     for name, parts in [*changes, ("images", dict(arch_batches=images))]:
         os.makedirs(tmp_path / name)
         torch.save({**whole, **parts}, tmp_path / name / "checkpoint.pt")
@@ -324,6 +334,7 @@ def test_bad_runs(refused, runs, tmp_path):
         (("mixture", runs / "train" / "seed-0"), "is not the folder of a gradient search"),
         (("curves", tmp_path / "start"), "has not done an epoch yet"),
         (("landscape", tmp_path / "still"), "alpha has not moved"),
+        (("landscape", tmp_path / "gumbel"), "has no landscape over alpha"),
         (("sharpness", tmp_path / "images"), "its images are not those"),
     ]:
         assert message in refused(visualize, "", *words), words
