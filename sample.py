@@ -197,7 +197,6 @@ def training_args(args):
     if args.eval == "supernet":
         defaults |= dict(epochs=50, batch_size=128, accumulate=4, learning_rate=0.1, auxiliary=False)
         defaults |= dict(drop_path_prob=0.0, layers=LAYERS[args.space], init_channels=16, cutout=False)
-        defaults |= dict(augment=False)  # in as many epochs the supernet fits better so, and ranks better
     # Processes share the architectures, and not their batches.
     return train.parse_args([f"--arch={arch}", f"--seed={args.seed}", *args.training], 1, **defaults)
 
