@@ -213,6 +213,18 @@ def test_without_dead_edges_an_architecture_computes_the_same():
         assert torch.equal(*(model(x, *one) for one in passes))
 
 
+def test_errors_that_neighbors_share():
+    """None of independent ones. Where each edge's operation adds its own, a neighbor has 5 of 6 of them, and
+    the other half of the errors in rank are ranks of the truth, which is independent here."""
+    g, archs = torch.Generator().manual_seed(0), torch.tensor(study_supernet.ARCHS)
+    truth, own = torch.rand(2, len(archs), generator=g).double()
+    by_edge = torch.rand(6, 5, generator=g).double()[torch.arange(6), archs].sum(1)
+    for errors, low, high in ((truth + own, -0.02, 0.02), (truth + 20 * by_edge, 0.3, 0.5)):
+        found = study_supernet.correlations(errors, truth)
+        assert low < found["shared_with_a_neighbor"] < high, found
+        assert found["single"] == pytest.approx(sample.spearman(errors, truth))
+
+
 def test_the_study_of_searches_goes_on_and_compares_by_seed(table, tmp_path, capsys, monkeypatch):
     """Two methods and two seeds; the control sees no other mixture than DARTS does, only other groups."""
     save_images(tmp_path / "images", count=16)

@@ -290,7 +290,7 @@ def test_landscape(runs, tmp_path, directions):
     args = visualize.parse_args(["landscape", "RUN", *map(str, flags)])
     for folder in [str(runs / name) for name in names]:
         model, batches = visualize.load_supernet(folder, visualize.load_run(folder), args)
-        found.append(visualize.directions(directions, model, batches, 3)[0])
+        found.append(visualize.directions(directions, model, batches, 3, "softmax")[0])
         assert torch.allclose(found[-1] @ found[-1].T, torch.eye(2, dtype=torch.float64), atol=1e-6)
         assert found[-1].view(2, 6, 5).sum(-1).abs().max() < 0.01  # a direction that the softmax does not see
         for row in [row for row in rows if row["run"] == folder]:
