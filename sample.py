@@ -584,7 +584,7 @@ def rank_correlations(args, f, table):
     centers = [tuple(torch.randint(O, (E,), generator=rng).tolist()) for _ in range(CENTERS)]
     balls = [discrete_neighbors(arch, shifts, O) for arch in centers]
     errors = torch.tensor([f(ball) for ball in balls], dtype=torch.float64)  # (CENTERS, 25)
-    members = list({arch for ball in balls for arch in ball})
+    members = [a for a in {a for ball in balls for a in ball} if not truth[place(a)].isnan()]
 
     def correlation(values, archs):
         true = truth[[place(arch) for arch in archs]]
@@ -599,12 +599,15 @@ def rank_correlations(args, f, table):
 
 
 def spearman(a, b):
-    """Spearman's rank correlation of two vectors. Equal values share their mean rank."""
-    ranks = [
-        torch.searchsorted(v.sort().values, v) + torch.searchsorted(v.sort().values, v, right=True)
-        for v in (a.contiguous(), b.contiguous())
-    ]
-    return torch.corrcoef(torch.stack(ranks).double())[0, 1].item()
+    """Spearman's rank correlation of two vectors."""
+    return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].item()
+
+
+def ranks(values):
+    """The ranks of a vector's values. Equal values share their mean rank."""
+    ordered, values = values.sort().values, values.contiguous()
+    first, behind = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    return (first + behind).double() / 2
 
 
 def csv_line(evaluation):

@@ -36,14 +36,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import utils
-from genotypes import (
-    SPACES,
-    Genotype,
-    operations,
-    parse_architecture,
-    printable,
-    space_with,
-)
+from genotypes import SPACES, Genotype, operations, parse_architecture, printable, space_with
 from model_search import SUPERNETS, running_statistics_kept, weights_held
 from neighborhood import METHODS, PERTURB, SETTLED, ball_shifts, neighbors
 

@@ -219,8 +219,7 @@ def report(args, grid):
     print("|---|---|---|---|---|---|---|---|")
     for method, runs in last.items():
         cells = [mean_sd([float(run[-1][column]) for run in runs.values()]) for column in COLUMNS]
-        plain = method.removeprefix("NA-") if method.removeprefix("NA-") in RELAXED else "DARTS"
-        plain = "DARTS" if method == "DARTS-ascent" else plain
+        plain = method[3:] if method.startswith("NA-") else "DARTS"
         cells.append(paired(runs, last.get(plain, {})) if method != plain else "")
         skips = statistics.mean(float(run[-1]["skip_connects"]) for run in runs.values())
         seconds = statistics.median(float(row["seconds"]) for run in runs.values() for row in run)

@@ -79,18 +79,12 @@ def correlations(errors, truth):
     """Rank correlations with the true errors, of errors and of means over neighborhoods, (15625,) all; and
     the correlation of an architecture's error in rank with that of a neighbor, which averaging leaves."""
     near = table_neighborhoods(torch.tensor(ARCHS), ball_shifts(6, 5, 1), 5)
-    around, wrong = errors[near].mean(1), ranks(errors) - ranks(truth)
+    around, wrong = errors[near].mean(1), sample.ranks(errors) - sample.ranks(truth)
     wrong = (wrong - wrong.mean()) / wrong.std()
     best, kinds = truth.argsort()[:BEST], {"single": errors, "neighborhood": around}
     of_all = {name: sample.spearman(values, truth) for name, values in kinds.items()}
     of_all |= {f"{name}_best": sample.spearman(v[best], truth[best]) for name, v in kinds.items()}
     return of_all | {"shared_with_a_neighbor": (wrong[:, None] * wrong[near[:, 1:]]).mean().item()}
-
-
-def ranks(v):
-    """The ranks of a vector's values; equal ones share theirs."""
-    places = [torch.searchsorted(v.sort().values, v, right=right) for right in (False, True)]
-    return sum(places).double() / 2
 
 
 def search(args, table, errors, algo, radius, budget):
@@ -116,12 +110,16 @@ def main(argv=None):
     parser.add_argument("--repeats", type=utils.within(int, 2, 100_000), default=100, help="of each search")
     args = parser.parse_args(argv)
     table, rows, found = nats_bench.load_table(args.bench), read(args.out), []
+    truth, signal = 100 - table[COLUMNS[0]], 100 - table["cifar10_test_12"]
+    for sd in (0, 4):  # to compare with: 12 epochs of training, and Gaussian errors besides
+        errors = signal + sd * torch.randn(len(ARCHS), generator=utils.generator(0, 5))
+        found.append({"supernet": "", "error": f"12 epochs, noise {sd}"} | correlations(errors, truth))
     done = {tuple(map(str, list(row.values())[:4])) for row in rows}
     os.makedirs(args.values, exist_ok=True)
     for run in args.runs:
         seed = utils.saved_args(run, "sample.py")["seed"]
         loss, top1 = evaluate_all(run, os.path.join(args.values, f"{seed}.csv"))
-        kinds, truth = {"loss": loss, "top1": 100 - top1}, 100 - table[COLUMNS[0]]
+        kinds = {"loss": loss, "top1": 100 - top1}
         found += [{"supernet": seed, "error": k} | correlations(v, truth) for k, v in kinds.items()]
         utils.write_csv(args.out.removesuffix(".csv") + "_ranks.csv", found)
         for error, algorithm, budget in itertools.product(kinds, ALGORITHMS, BUDGETS):

@@ -105,6 +105,16 @@ def test_a_supernet_that_does_not_fit(folder, tmp_path, refused):
         assert message in refused(sample, RUN, "--save", tmp_path / "other", *words)
 
 
+def test_rank_correlations_on_a_partial_table(table, monkeypatch):
+    values = nats_bench.load_table(table)["cifar10_valid_200"]
+    errors = dict(zip(PLACES, (100 - values).tolist(), strict=True))
+    part = values.clone()
+    part[::2] = torch.nan
+    args = sample.parse_args(["--eval", "supernet", "--space", "nasbench201", "--bench", str(table)])
+    text = sample.rank_correlations(args, lambda archs: [errors[a] for a in archs], {args.bench_metric: part})
+    assert text.count("1.000 ") == 2 and "nan" not in text and 300 < int(text.split()[6]) < 700, text
+
+
 def test_rank_correlation_with_ties():
     a, b = torch.randint(6, (2, 40), generator=utils.generator(0, 0))
     ranks = [(v[:, None] > v).sum(1) + (v[:, None] == v).sum(1).double() / 2 for v in (a, b)]
