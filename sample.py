@@ -387,9 +387,8 @@ def search_trained(args):
             one = Namespace(**{**vars(flags), "arch": text})
             known[text] = trained_accuracy(one, batches, held_out, data, device, folder)
             try:
-                with open(
-                    path, "a", encoding="utf-8"
-                ) as file:  # one short write, which others' cannot come into
+                with open(path, "a", encoding="utf-8") as file:
+                    # One short write, which others' cannot come into
                     file.write(csv_line((text, known[text])))
             except OSError as error:
                 raise utils.cannot_write(path, error) from None

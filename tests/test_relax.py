@@ -53,6 +53,13 @@ def test_dirichlet_samples_have_its_moments():
     assert torch.allclose(SETTLED["dirichlet"](alpha), mean)
 
 
+def test_dirichlet_is_finite_where_an_operation_has_nothing_left():
+    alpha = torch.tensor([-200.0, -20.0, 0.0, 1.0], requires_grad=True)  # elu(-20) + 1 rounds to 0
+    q = RELAX["dirichlet"](alpha, 1000, utils.generator(0, 0), 0.0)
+    (gradient,) = torch.autograd.grad(q[..., 3].sum(), alpha)
+    assert q.isfinite().all() and gradient.isfinite().all() and gradient[3] > 0 > gradient[2]
+
+
 def test_the_pathwise_gradient_of_dirichlet_is_that_of_the_expectation():
     """Of a quadratic form, whose expectation has a closed form, by finite differences."""
     alpha, form = some_alpha(4), some_alpha(4, 4, seed=1)

@@ -59,15 +59,16 @@ def test_neighbors_of_a_genotype_change_one_operation_and_no_input():
         assert changed.normal_concat == changed.reduce_concat == (2, 3, 4, 5)
 
 
-@pytest.mark.parametrize("flags", [NB201, DARTS], ids=["nasbench201", "darts"])
+@pytest.mark.parametrize("flags", [f"{NB201} --accumulate 2", DARTS], ids=["nasbench201", "darts"])
 def test_an_evaluation_is_a_training_of_train_py(tmp_path, flags):
     rows, result = run(tmp_path / "a search", flags)
     assert result["evaluations"] == len(rows) and result["algo"] == "NA-RS"
     found = dict(rows).get(result["arch"])  # of sampled neighbors the center need not be one
     assert result["columns"]["shapes_valid_2"]["mean"] == (found and float(found))
     arch, accuracy = rows[1]
-    words = ["--arch", arch, "--save", tmp_path / "train", "--layers", 1 if flags == NB201 else 3]
-    do(train, f"{TINY.removeprefix('--eval train')} --seed 2 --valid_portion 0.5", *words)
+    words = ["--arch", arch, "--save", tmp_path / "train", *flags[flags.index("--layers") :].split()[:2]]
+    cut = "--accumulate 2" if "accumulate" in flags else ""
+    do(train, f"{TINY.removeprefix('--eval train')} {cut} --seed 2 --valid_portion 0.5", *words)
     last = outcome(tmp_path / "train").rows[-1]
     assert float(last["valid_top1"]) == float(accuracy)
     log = (tmp_path / "a search" / "log.txt").read_text()
