@@ -32,7 +32,6 @@ import os
 import random
 import re
 import sys
-import warnings
 from collections import namedtuple
 
 import torch
@@ -195,14 +194,7 @@ DARTS_HERE = Genotype(
 )  # fmt: skip
 
 # What `--arch NAME` knows.
-NAMED = {
-    "DARTS_V1": DARTS_V1,
-    "DARTS_V2": DARTS_V2,
-    "NASNet": NASNet,
-    "AmoebaNet": AmoebaNet,
-    "NA_DARTS": NA_DARTS,
-    "DARTS_HERE": DARTS_HERE,
-}
+NAMED = {name: value for name, value in dict(globals()).items() if isinstance(value, Genotype)}
 
 
 def read_cell(space, p):
@@ -273,8 +265,7 @@ def from_indices(space, indices):
     half = len(indices) // 2
     pairs = tuple((ops[i], source) for i, source in zip(indices[:half], indices[half:], strict=True))
     nodes = tuple(sorted({target for _, target in space.edges}))
-    cells = pairs[: half // 2], nodes, pairs[half // 2 :], nodes
-    return Genotype(*cells)
+    return Genotype(pairs[: half // 2], nodes, pairs[half // 2 :], nodes)
 
 
 def discrete_ops(space):
@@ -349,7 +340,7 @@ def parse_architecture(text, space=None):
     text = text.strip()
     if text in NAMED:
         arch = NAMED[text]
-    elif text and "\0" not in text and os.path.exists(text):
+    elif os.path.exists(text):
         arch = _read_file(os.path.join(text, "genotype.json") if os.path.isdir(text) else text)
     else:
         arch = _parse_text(text)
@@ -362,13 +353,6 @@ def parse_architecture(text, space=None):
     if space is not None and space_of(arch).name != space.name:
         raise ValueError(f"{_short(text)} is of the space {space_of(arch).name}, not of {space.name}")
     return arch
-
-
-def check_regular(path):
-    """Raise OSError where a path names a pipe or a device, which may never end, or a folder. What does not
-    exist is left to open()."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError("it is no regular file")
 
 
 def printable(text):
@@ -401,7 +385,12 @@ def _parse_text(text):
     if text.startswith("|"):
         return _parse_nasbench201(text)
     if re.match(r"Genotype\s*\(", text):
-        return _parse_genotype(text)
+        if not isinstance(data := _data(text), dict):
+            raise ValueError(
+                f"{_short(text)} is not a printed genotype: expected Genotype(normal=[('sep_conv_3x3', 0), "
+                "...], normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6))"
+            )
+        return _checked_genotype(data)
     if text.startswith(("(", "[", "{")):
         data = _data(text)
         if isinstance(data, list):
@@ -438,9 +427,7 @@ def _data(text):
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
     with contextlib.suppress(SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
-        with warnings.catch_warnings():  # of odd escapes in strings
-            warnings.simplefilter("ignore")
-            return _plain(ast.parse(text, mode="eval").body)
+        return _plain(ast.parse(text, mode="eval").body)
     return None
 
 
@@ -464,27 +451,12 @@ def _plain(node):
     return dict(zip(Genotype._fields, args)) | by_name  # noqa: B905  (the rest is in by_name)
 
 
-def _parse_genotype(text):
-    """A printed Genotype(...)."""
-    data = _data(text)
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"{_short(text)} is not a printed genotype: expected Genotype(normal=[('sep_conv_3x3', 0), ...], "
-            "normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6))"
-        )
-    return _checked_genotype(data)
-
-
 def _of_search(data):
     """The architecture of a dict as to_json gives it."""
-    space, arch = data["space"], data["arch"]
-    if not isinstance(space, str) or space not in SPACES:
-        raise ValueError(f"it names the search space {_short(str(space))}: known are {', '.join(SPACES)}")
-    if space == "darts":
-        return _checked_genotype(arch)
-    if not isinstance(arch, str):
-        raise ValueError("its arch is not a NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+...")
-    return _parse_nasbench201(arch)
+    space = str(data["space"])
+    if space not in SPACES:
+        raise ValueError(f"it names the search space {_short(space)}: known are {', '.join(SPACES)}")
+    return _checked_genotype(data["arch"]) if space == "darts" else _parse_nasbench201(str(data["arch"]))
 
 
 def _nasbench201_of(data, text):
@@ -500,10 +472,7 @@ def _nasbench201_of(data, text):
             "lists of (operation, input node) for its three nodes; a DARTS cell is a Genotype(...)"
         )
     ops = [space.ops[op] if op in range(len(space.ops)) else op for op in ops]
-    for op in ops:
-        if op not in space.ops:
-            raise _unknown_operation(op, space.ops)
-    return nasbench201_string(ops)
+    return _parse_nasbench201(nasbench201_string(ops))
 
 
 def _checked_genotype(values):
@@ -522,8 +491,7 @@ def _checked_genotype(values):
                 f"the {kind} cell of a genotype lists two (operation, input) pairs for each node"
             )
         for i, pair in enumerate(pairs):
-            weighted = isinstance(pair, list) and len(pair) == 3 and isinstance(pair[2], (int, float))
-            if not weighted and not (isinstance(pair, list) and len(pair) == 2):
+            if not isinstance(pair, list) or len(pair) not in (2, 3):  # the third is a weight
                 raise ValueError(f"entry {i} of the {kind} cell is not an (operation, input node) pair")
             op, source = pair[:2]
             if op not in GENOTYPE_OPS:
@@ -561,15 +529,13 @@ def _read_file(path):
     """The one architecture that a text file, such as a genotype.json, is or holds."""
     reason = "it is not what a search writes, and holds no architecture"
     try:
-        check_regular(path)
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             if arch := _parse_text(file.read(1_000_000).strip()):
                 return arch
     except OSError as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
     except ValueError as error:
-        if not isinstance(error, UnicodeDecodeError):
-            raise ValueError(f"{_short(path, 200)}: {error}") from None
+        raise ValueError(f"{_short(path, 200)}: {error}") from None
     raise ValueError(f"no genotype could be read from {_short(path, 200)}: {reason}; give a search's folder")
 
 

@@ -15,7 +15,7 @@ Source: NATS-Bench (Dong, Liu, Musial, Gabrys; TPAMI 2021).
 
 import bz2
 import csv
-import io
+import glob
 import math
 import multiprocessing
 import os
@@ -47,18 +47,19 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def load_table(path):
+def load_table(path, column=None):
     """The accuracies of NAS-Bench-201 architectures: a dict of column name to float64 tensor (15625,), in
     percent, in the order of `nasbench201_architectures`, nan where the table has no value.
 
     path: a CSV file with a column `arch` and columns <dataset>_<split>_<epochs>; other columns, and blank
     lines, do not count. Or a folder of official files, which is converted to FOLDER.csv first. Raises
-    BadInput where it cannot be read, an architecture is unknown or doubled, or a value is no percentage.
+    BadInput where it cannot be read, an architecture is unknown or doubled, a value is no percentage, or
+    `column` is missing.
     """
-    path = str(path)
     if os.path.isdir(path):
         path = convert(path)
-    place = {arch: i for i, arch in enumerate(nasbench201_architectures())}
+    archs = nasbench201_architectures()
+    place = {arch: i for i, arch in enumerate(archs)}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
@@ -76,8 +77,7 @@ def load_table(path):
     if not known:
         names = ", ".join(map(repr, header))[:200]
         raise utils.BadInput(f"{path} has the columns {names}: expected names such as cifar10_valid_200")
-    table = [[math.nan] * len(place) for _ in header]
-    seen = set()
+    table = {name: [math.nan] * len(archs) for name in known}
     for number, row in enumerate(rows[1:], 2):
         if not "".join(row).strip():
             continue
@@ -86,33 +86,27 @@ def load_table(path):
             raise utils.BadInput(
                 f"{where} has {len(row)} values: expected {len(header)}, as in the first line"
             )
-        i = place.get(row[at])
-        if i is None or i in seen:
-            what = "stands there twice: keep one of the lines"
-            if i is None:
-                what = "is no NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
+        i = place.pop(row[at], None)  # each is there once
+        if i is None:
+            what = "is no NAS-Bench-201 architecture: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
+            if row[at] in archs:
+                what = "stands there twice: keep one of the lines"
             raise utils.BadInput(f"{where}: {row[at][:100]!r} {what}")
-        seen.add(i)
-        for name, column, value in zip(header, table, row, strict=True):
-            if value and name in known:
+        for name, value in zip(header, row, strict=True):
+            if value and name in table:
                 try:
-                    column[i] = float(value)
+                    table[name][i] = float(value)
                 except ValueError:
-                    column[i] = -1.0
-                if not 0 <= column[i] <= 100:
+                    table[name][i] = -1.0
+                if not 0 <= table[name][i] <= 100:
                     raise utils.BadInput(f"{where}: {value[:40]!r} is no percentage: expected 0 to 100")
-    columns = zip(header, table, strict=True)
-    table = {name: torch.tensor(c, dtype=torch.float64) for name, c in columns if name in known}
-    for name, column in table.items():
-        if 0 <= column.nan_to_num(-1).max() <= 1:
+    table = {name: torch.tensor(values, dtype=torch.float64) for name, values in table.items()}
+    for name, values in table.items():
+        if 0 <= values.nan_to_num(-1).max() <= 1:
             raise utils.BadInput(f"no {name} in {path} is above 1: are these percent? expected 0 to 100")
+    if column is not None and column not in table:
+        raise utils.BadInput(f"--bench_metric {column} is no column of {path}: it has {', '.join(table)}")
     return table
-
-
-def check_column(table, name, path):
-    """Raise BadInput unless a table has a column of this name."""
-    if name not in table:
-        raise utils.BadInput(f"--bench_metric {name} is no column of {path}: it has {', '.join(table)}")
 
 
 def accuracies(table, arch):
@@ -123,20 +117,17 @@ def accuracies(table, arch):
     return {name: None if column[place].isnan() else column[place].item() for name, column in table.items()}
 
 
+# What the official files hold: NumPy's scalars under the old name and the new one
+ADMITTED = ["collections.OrderedDict", "numpy.dtype"]
+ADMITTED += ["numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"]
+
+
 class Unpickler(pickle.Unpickler):
     """Admits what the official files hold, and nothing that could run code."""
 
     def find_class(self, module, name):
-        import collections
-
-        import numpy
-
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("numpy", "dtype"):
-            return numpy.dtype
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
-            return numpy.float64(0).__reduce__()[0]
+        if f"{module}.{name}" in ADMITTED:
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
@@ -147,7 +138,7 @@ def read_file(path):
     """
     try:
         with bz2.open(path) as file:
-            runs = Unpickler(io.BytesIO(file.read())).load()
+            runs = Unpickler(file).load()
         arch, values = runs["200"]["arch_str"], {}
         if arch not in nasbench201_architectures():
             raise ValueError(f"unknown architecture {arch[:100]!r}")
@@ -169,12 +160,6 @@ def read_file(path):
     return arch, values
 
 
-def _row(path):
-    """A file as a row of the table."""
-    arch, values = read_file(path)
-    return {"index": os.path.basename(path)[:6], "arch": arch, **{c: values.get(c, "") for c in COLUMNS}}
-
-
 def convert(folder, target=None):
     """Convert a folder of official topology files to a CSV file, whose path is returned: FOLDER.csv, or
     target. Files that are in it already are not read again. Raises BadInput where the folder holds none, or
@@ -182,10 +167,12 @@ def convert(folder, target=None):
     from tqdm import tqdm
 
     target = target or f"{os.path.abspath(folder)}.csv"
-    names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d{6}\.pickle\.pbz2", name))
+    names = sorted(glob.glob("[0-9]" * 6 + ".pickle.pbz2", root_dir=folder))
     if not names:
         raise utils.BadInput(f"{folder} holds no NATS-Bench files: expected NNNNNN.pickle.pbz2")
     rows = {}
+    if os.path.isdir(target):
+        raise utils.BadInput(f"{target} is a folder: name a file OUT.csv")
     if os.path.exists(target):
         with open(target, newline="", encoding="utf-8") as file:
             rows = {row.get("index"): row for row in csv.DictReader(file)}
@@ -196,8 +183,10 @@ def convert(folder, target=None):
         # Processes of the pool leave Ctrl-C to the one that started them.
         ignore = signal.signal, (signal.SIGINT, signal.SIG_IGN)
         with multiprocessing.Pool(min(utils.cores(), len(new)), *ignore) as pool:
-            for row in tqdm(pool.imap(_row, new, 8), "converting", len(new), disable=None, leave=False):
-                rows[row["index"]] = row
+            found = zip(new, pool.imap(read_file, new, 8), strict=True)
+            for path, (arch, values) in tqdm(found, "converting", len(new), disable=None, leave=False):
+                index = os.path.basename(path)[:6]
+                rows[index] = {"index": index, "arch": arch} | dict.fromkeys(COLUMNS, "") | values
         utils.write_csv(target, [rows[index] for index in sorted(rows)])
     return target
 

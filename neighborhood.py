@@ -36,12 +36,7 @@ def distance(p, q):
 
 
 def ball_size(E, O, radius):  # noqa: E741  (O is the number of operations throughout)
-    """Members of the ball of a radius around a discrete architecture: sum over k <= radius of C(E, k) (O -
-    1)^k.
-
-    Raises ValueError for a radius outside 0..E.
-    """
-    _check_radius(E, radius)
+    """Members of the ball around a discrete architecture: sum over k <= radius of C(E, k) (O - 1)^k."""
     return sum(math.comb(E, k) * (O - 1) ** k for k in range(radius + 1))
 
 
@@ -55,8 +50,7 @@ def ball_shifts(E, O, radius):  # noqa: E741
     blocks = [torch.zeros(1, E, dtype=torch.long)]
     for k in range(1, radius + 1):
         edges = torch.tensor(list(itertools.combinations(range(E), k)))  # (C(E, k), k)
-        values = itertools.product(range(1, O), repeat=k)
-        values = torch.tensor(list(values), dtype=torch.long).view(-1, k)  # ((O - 1)^k, k)
+        values = torch.tensor(list(itertools.product(range(1, O), repeat=k)))  # ((O - 1)^k, k)
         block = torch.zeros(len(edges), len(values), E, dtype=torch.long)
         block.scatter_(2, edges[:, None].expand(-1, len(values), -1), values.expand(len(edges), -1, -1))
         blocks.append(block.view(-1, E))
@@ -73,8 +67,8 @@ def sample_shifts(E, O, radius, n, generator):  # noqa: E741
     k = torch.multinomial(shells, n, replacement=True, generator=generator)  # how many edges change
     # Ranks of independent uniform numbers are a random order of the edges: the first k of it change.
     rank = torch.rand(n, E, generator=generator, dtype=torch.float64).argsort(1).argsort(1)
-    shifts = torch.randint(1, max(2, O), (n, E), generator=generator)
-    return shifts * (rank < k[:, None]) * (O > 1)
+    shifts = torch.randint(1, O, (n, E), generator=generator)
+    return shifts * (rank < k[:, None])
 
 
 def _check_radius(E, radius):

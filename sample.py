@@ -201,12 +201,6 @@ def training_args(args):
     return train.parse_args([f"--arch={arch}", f"--seed={args.seed}", *args.training], 1, **defaults)
 
 
-def pieces(flags):
-    """The slices of a batch that are computed one after the other."""
-    size = flags.batch_size // flags.accumulate
-    return [slice(i * size, (i + 1) * size) for i in range(flags.accumulate)]
-
-
 def edge_count(space):
     """Edges of a discrete architecture, each with an operation: 6 in NAS-Bench-201, 16 in a genotype."""
     return len(operations(random_architecture(space, torch.Generator())))
@@ -252,11 +246,6 @@ def search(args, f, rng, wave=1):
     else:
         g = g if args.neighborhood else None
         found = evolution(evaluations, draw, mutate, choose, neighborhood, g, args.samples)
-    if not found:
-        raise utils.BadInput(
-            f"--budget {args.budget} is spent before any neighborhood is whole: raise it, or lower "
-            f"--starts {args.starts}"
-        )
     arch = min(found, key=found.get)
     return arch, found[arch], len(evaluations.known)
 
@@ -270,8 +259,7 @@ def search_table(args):
     """Independent repeats on a table of accuracies."""
     from tqdm import tqdm
 
-    table = nats_bench.load_table(args.bench)
-    nats_bench.check_column(table, args.bench_metric, args.bench)
+    table = nats_bench.load_table(args.bench, args.bench_metric)
     g, rng, space = AGGREGATE[args.agg], utils.generator(args.seed, 4), space_with(args.space, args.ops)
     names, errors = errors_of(table, args.bench_metric, space)
     E, O = len(space.edges), len(space.ops)  # noqa: E741
@@ -315,11 +303,11 @@ def errors_of(table, column, space):
     return [names[i] for i in kept], 100 - table[column][kept]
 
 
-def report_found(args, metric, names, rows, folder, training=()):
+def report_found(args, metric, names, rows, folder, flags=None):
     """Write and print what repeats of a search found.
 
     metric: the column that was searched on. names: all columns. rows: a dict for each repeat, with its
-    `arch`, the `evaluations` that it paid and the columns (percent, or None).
+    `arch`, the `evaluations` that it paid and the columns (percent, or None). flags: those of train.py.
     """
     folder.write_metrics(rows)
     folder.write_genotype(parse_architecture(rows[0]["arch"]))
@@ -345,7 +333,11 @@ def report_found(args, metric, names, rows, folder, training=()):
         if column["mean"] is not None:
             spread = "" if column["std"] is None else f" +- {column['std']:.2f}"
             folder.log(f"  {name} {column['mean']:.2f}{spread} {'nats' if name.endswith('loss') else '%'}")
-    folder.log(f"train it with: {shlex.join(['python', 'train.py', '--arch', folder.path, *training])}")
+    words = ["python", "train.py", "--arch", folder.path]
+    if flags:
+        words += ["--dataset", flags.dataset, "--data", flags.data, "--image_size", str(flags.image_size)]
+        words += ["--quick"] * flags.quick
+    folder.log(f"train it with: {shlex.join(words)}")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -361,9 +353,7 @@ def search_trained(args):
     args.save = utils.from_the_first(args.save)
     path = os.path.join(args.save, "evaluations.csv")
     known = read_evaluations(path, column, space) if args.resume else {}
-    parts = pieces(flags)
-    data_g = utils.generator(args.seed, 1)
-    batches, held_out, data = train.load_train(flags, device, parts, data_g, slice(None))
+    batches, held_out, data = train.load_train(flags, device)
     first_batch = batches.state_dict()
     before = utils.saved_args(args.resume, "sample.py").get("checksum") if args.resume else None
     args.checksum = first_batch["checksum"]
@@ -405,8 +395,7 @@ def search_trained(args):
         arch = format_architecture(from_indices(space, found))
         rows.append({"repeat": repeat, "arch": arch, "score": score, "evaluations": paid})
         rows[-1][column] = known.get(arch)  # of sampled neighbors the center need not be one
-    data_flags = ["--dataset", flags.dataset, "--data", flags.data, "--image_size", str(flags.image_size)]
-    report_found(args, column, [column], rows, folder, ["--quick"] if flags.quick else data_flags)
+    report_found(args, column, [column], rows, folder, flags)
     utils.leave_processes()
 
 
@@ -470,11 +459,8 @@ def search_supernet(args):
     flags = flags_of(checkpoint, args) if checkpoint else training_args(args)
     flags.ops = checkpoint["args"]["ops"] if checkpoint else args.ops
     device, space = utils.device_of(flags.device), space_with(args.space, args.ops)
-    table = nats_bench.load_table(args.bench) if args.bench else None
-    if table:
-        nats_bench.check_column(table, args.bench_metric, args.bench)
-    data_g = utils.generator(args.seed, 1)
-    batches, held_out, data = train.load_train(flags, device, pieces(flags), data_g, slice(None))
+    table = nats_bench.load_table(args.bench, args.bench_metric) if args.bench else None
+    batches, held_out, data = train.load_train(flags, device)
     torch.manual_seed(args.seed)  # the first weights
     supernet = SUPERNETS[args.space](flags.init_channels, flags.layers, len(data["classes"]), flags.ops)
     supernet.to(device)
@@ -500,9 +486,7 @@ def search_supernet(args):
         arch = format_architecture(from_indices(space, found))
         row = {"repeat": repeat, "arch": arch, "score": score, "evaluations": paid}
         rows.append(row | dict(zip(columns, known[found], strict=True)) | nats_bench.accuracies(table, arch))
-    data_flags = ["--dataset", flags.dataset, "--data", flags.data, "--image_size", str(flags.image_size)]
-    training = ["--quick"] if flags.quick else data_flags
-    report_found(args, args.supernet_error, [*columns, *(table or ())], rows, folder, training)
+    report_found(args, args.supernet_error, [*columns, *(table or ())], rows, folder, flags)
     if table:
         folder.log(rank_correlations(args, f, table))
 

@@ -410,7 +410,8 @@ def search(args, rank, world, device):
     if checkpoint:
         folder.log_resumed(checkpoint, args)
         if start == args.epochs and os.path.exists(folder.file("result.json")):
-            return folder.log(f"{args.save} is complete; a larger --epochs goes on")
+            folder.log(f"{args.save} is complete; a larger --epochs goes on")
+            return utils.leave_processes()
     else:
         folder.save(parts, 0, rows, args)
         folder.log(
@@ -512,8 +513,7 @@ def search(args, rank, world, device):
             f"{row['seconds']:.1f} s\n  {row['genotype']}"
         )
         if table:
-            found = nats_bench.accuracies(table, arch).items()
-            folder.log("  table: " + ", ".join(f"{n} {v:.2f}" for n, v in found if v is not None))
+            folder.log("  table: " + ", ".join(f"{n} {row[n]:.2f}" for n in table if row[n] is not None))
     bar.close()
     utils.leave_processes()
     if rank:
@@ -522,9 +522,8 @@ def search(args, rank, world, device):
     result = {"algo": method, "arch": format_architecture(arch), "metrics": rows[-1]}
     result["sharpness"] = sharpness_and_picture(folder, args, arch, model, (images, labels, arch_half), norm)
     folder.write_json("result.json", result)
-    words = ["--quick"] if args.quick else ["--dataset", args.dataset, "--data", args.data]
-    words += [] if args.quick else ["--image_size", str(args.image_size)]
-    command = shlex.join(["python", "train.py", "--arch", folder.path, *words])
+    words = ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
+    command = shlex.join(["python", "train.py", "--arch", folder.path, *words, *["--quick"] * args.quick])
     folder.log(f"found {result['arch']}\ntrain it with: {command}")
 
 

@@ -30,7 +30,6 @@ evenly over all epochs, without another slope in the last five.
 import copy
 import inspect
 import io
-import itertools
 import json
 import math
 import os
@@ -74,7 +73,6 @@ QUICK = dict(
     dataset="shapes", image_size=16, init_channels=8, epochs=3, batch_size=64, learning_rate=0.05,
     auxiliary=False, drop_path_prob=0.0, cutout=False,
 )  # fmt: skip
-QUICK_LAYERS = {"cifar": 5, "imagenet": 5, "nasbench201": 1}
 
 # The learning rate as a fraction of the first, after e of E epochs. gamma: the factor of an epoch.
 SCHEDULE = {
@@ -85,6 +83,7 @@ SCHEDULE = {
 # Flags that may change when a run is resumed, since they change nothing in it but its length.
 MAY_DIFFER = "epochs name seeds data device workers compile report_freq save resume eval export quick".split()
 EVAL_MAY_DIFFER = "batch_size accumulate amp seed".split()  # those that a test depends on by rounding at most
+TESTED = "test top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {loss:.4f}, after epoch {epoch}"
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -166,7 +165,7 @@ def parse_args(argv=None, world=None, **defaults):
         arch = parse_architecture(first.arch)
         network = network_of(arch, first.dataset)
         size = dict(image_size=224 if network == "imagenet" else 32)
-        quick = QUICK | {"layers": QUICK_LAYERS[network]} if first.quick else {}
+        quick = QUICK | {"layers": 1 if network == "nasbench201" else 5} if first.quick else {}
         parser.set_defaults(**RECIPES[network] | size | defaults | quick)
         args = parser.parse_args(words)
     except (ValueError, utils.BadInput) as error:
@@ -260,7 +259,6 @@ class FileBatches:
         self.pieces, self.seed, self.g = pieces, seed, torch.Generator()
         subset, self.sampler = Subset(data, index.tolist()), None
         if seed is not None:
-            self.steps = len(index) // (size * pieces * world)
             self.sampler = DistributedSampler(subset, world, rank, seed=seed, drop_last=True)
         # Workers start anew each epoch, so that what they draw follows from its number alone.
         self.loader = DataLoader(
@@ -270,7 +268,7 @@ class FileBatches:
 
     def __len__(self):
         """Batches in an epoch."""
-        return self.steps
+        return len(self.loader) // self.pieces
 
     def __iter__(self):
         try:
@@ -287,28 +285,22 @@ class FileBatches:
         self.batches = iter(self)
 
     def __next__(self):
-        return list(itertools.islice(self.batches, self.pieces))
+        return [next(self.batches) for _ in range(self.pieces)]
 
     def state_dict(self):
         names = [os.path.relpath(path, self.data.root) for path, _ in self.data.samples]
         return {"checksum": zlib.crc32(repr(names).encode())}
 
-    def load_state_dict(self, state):
-        if state != self.state_dict():
-            raise ValueError("its images are not those of --data")
+    load_state_dict = utils.InOrder.load_state_dict
 
 
-def load_train(args, device, parts, g, shard):
+def load_train(args, device, rank=0, world=1):
     """What a run learns from: training batches, validation batches (None without --valid_portion), and a dict
-    of class names and normalisation.
-
-    parts: the slices of a batch that this process computes. g: the generator that draws the batches. shard:
-    the slice of the images that is this process's.
-    """
+    of class names and normalisation. rank, world: of the processes that share a batch."""
     files = args.dataset == "imagenet"
     if files:
         transform = imagenet_transform(args.image_size, train=True)
-        train_set = utils.image_folder(os.path.join(args.data, "train"), transform)
+        train_set = utils.ImageFolder(os.path.join(args.data, "train"), transform)
         labels, classes = torch.tensor(train_set.targets), train_set.classes
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     else:
@@ -326,15 +318,17 @@ def load_train(args, device, parts, g, shard):
         raise utils.BadInput(
             f"--valid_portion {args.valid_portion} of {len(labels)} images {what}: change it"
         )
-    size, norm = parts[0].stop - parts[0].start, dict(mean=mean, std=std)
+    pieces, shard, norm = args.accumulate, slice(rank, None, world), dict(mean=mean, std=std)
+    size, g = args.batch_size // (world * pieces), utils.generator(args.seed, 1)
     if files:
         plain_set = copy.copy(train_set)  # the same files, without another look at the folder
         plain_set.transform = imagenet_transform(args.image_size, train=False)
         reading = dict(workers=args.workers, device=device, **norm)
-        train = FileBatches(train_set, kept, size, pieces=len(parts), seed=args.seed, shard=shard, **reading)
+        train = FileBatches(train_set, kept, size, pieces=pieces, seed=args.seed, shard=shard, **reading)
         valid = FileBatches(plain_set, held_out[shard], size, **reading)
     else:
         images, labels = images.to(device), labels.to(device)
+        parts = [slice(i * size, (i + 1) * size) for i in range(rank * pieces, (rank + 1) * pieces)]
         pad, cutout = images.shape[1] // 8 if args.augment else 0, args.cutout_length if args.cutout else 0
         augmentation = dict(pad=pad, cutout=cutout, flip=args.augment)
         train = utils.Batches(images, labels, kept, args.batch_size, g, parts, **augmentation, **norm)
@@ -343,13 +337,14 @@ def load_train(args, device, parts, g, shard):
     return train, valid if args.valid_portion else None, data
 
 
-def load_test(args, device, size, shard, data):
-    """The test batches, of this size and of the images in this slice. data: as load_train gives it; raises
-    BadInput where the test set has other classes."""
+def load_test(args, device, data, rank, world):
+    """The test batches of this process. data: as load_train gives it; raises BadInput where the test set has
+    other classes."""
+    size = max(1, args.batch_size // (world * args.accumulate))
     norm = dict(mean=torch.tensor(data["mean"]), std=torch.tensor(data["std"]))
     if args.dataset == "imagenet":
         transform = imagenet_transform(args.image_size, train=False)
-        test_set = utils.image_folder(os.path.join(args.data, "val"), transform)
+        test_set = utils.ImageFolder(os.path.join(args.data, "val"), transform)
         labels, classes = test_set.targets, test_set.classes
     else:
         images, labels, classes = utils.load_images(args.dataset, args.data, args.image_size, train=False)
@@ -359,7 +354,7 @@ def load_test(args, device, size, shard, data):
             f"the training and the test set have different classes ({', '.join(map(str, odd[:3]))} in one of "
             "them alone): give both the same folders"
         )
-    index = torch.arange(len(labels))[shard]
+    index = torch.arange(len(labels))[rank::world]
     if args.dataset == "imagenet":
         return FileBatches(test_set, index, size, args.workers, device, **norm)
     return utils.InOrder(images.to(device), labels.to(device), index, size, **norm)
@@ -420,25 +415,22 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
     """
     torch.manual_seed((args.seed * 100_003 + epoch) * 4096 + rank)  # what drop path draws from
     batches.start_epoch(epoch)
+    device, steps = next(net.parameters()).device, len(batches)
     # Of this epoch, as a tensor: a compiled network is one graph for all of them.
-    drop_path = None
-    if args.drop_path_prob:
-        drop_path = torch.tensor(args.drop_path_prob * (epoch - 1) / args.epochs)
-        drop_path = drop_path.to(next(net.parameters()).device)
+    drop_path = torch.tensor(args.drop_path_prob * (epoch - 1) / args.epochs, device=device)
+    drop_path = drop_path if args.drop_path_prob else None
     lr = args.learning_rate * (args.batch_size / args.base_batch if args.base_batch else 1)
     lr *= SCHEDULE[args.schedule](epoch - 1, args.epochs, args.gamma)
     if epoch < args.warmup_epochs:
         lr *= epoch / args.warmup_epochs
     optimizer.param_groups[0]["lr"] = lr
-    device, steps = next(net.parameters()).device, len(batches)
     losses, correct, seen = [], 0, 0  # losses of each step: the main head's, and what is minimised
     for step in range(1, steps + 1):
         pieces = next(batches)
         loss = torch.zeros(2, device=device)
         for i, (x, y) in enumerate(pieces, 1):
             # Gradients are exchanged with the last piece.
-            alone = net.no_sync() if world > 1 and i < len(pieces) else nullcontext()
-            with alone:
+            with net.no_sync() if world > 1 and i < len(pieces) else nullcontext():
                 with autocast():
                     logits, auxiliary = net(x, drop_path)
                     main_loss = total = F.cross_entropy(logits, y, label_smoothing=args.label_smooth)
@@ -483,25 +475,20 @@ def train(args, rank, world, device):
     """One training, or what is left of one: returns the contents of result.json."""
     from tqdm import tqdm
 
-    # The checkpoint to go on from or to test, this process's share of the work
+    # The checkpoint to go on from or to test, and the images
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
         may_differ = MAY_DIFFER + (EVAL_MAY_DIFFER if args.eval else [])
         utils.check_same_run(args, checkpoint["args"], may_differ, checkpoint["epoch"])
-    size = max(1, args.batch_size // (world * args.accumulate))
-    first = rank * args.accumulate
-    parts = [slice(i * size, (i + 1) * size) for i in range(first, first + args.accumulate)]
-    shard = slice(rank, None, world)
     if args.eval:
         data = checkpoint.get("data")
         if not isinstance(data, dict) or not {"classes", "mean", "std"} <= data.keys():
             raise utils.BadInput(f"{args.resume} is not a checkpoint of train.py: it names no classes")
     else:
-        g = utils.generator(args.seed, 1)
-        train_batches, valid_batches, data = load_train(args, device, parts, g, shard)
+        train_batches, valid_batches, data = load_train(args, device, rank, world)
         if checkpoint and checkpoint["data"]["classes"] != data["classes"]:
             raise utils.BadInput(f"--data {args.data} has other classes than the run {args.resume}")
-    test_batches = load_test(args, device, size, shard, data)
+    test_batches = load_test(args, device, data, rank, world)
 
     # The network; compilation and processes are decided here once.
     model, optimizer, autocast, scaler = build(args, len(data["classes"]), device)
@@ -528,7 +515,11 @@ def train(args, rank, world, device):
         utils.restore(parts, checkpoint)
         start, rows = checkpoint["epoch"], checkpoint["rows"]
     if args.eval:
-        scores = test_checkpoint(model, best, start, test_batches, autocast, rank, world)
+        if best["model"] is not None:  # of the best epoch on the held-out part
+            model.load_state_dict(best["model"])
+        scores = evaluate(model, test_batches, autocast, world)
+        if rank == 0:
+            print(TESTED.format(epoch=best["epoch"] or start, **scores))
         if args.export and rank == 0:
             export(model, data, args, next(iter(test_batches))[0])
         return scores
@@ -610,25 +601,9 @@ def train(args, rank, world, device):
         "device": f"{world} x {device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
     folder.write_json("result.json", result)
-    folder.log(
-        f"test top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f}, after "
-        f"epoch {counts} ({'best on the held-out part' if held_out else 'the last'}); {folder.path}"
-    )
+    chosen = "best on the held-out part" if held_out else "the last"
+    folder.log(f"{TESTED.format(epoch=counts, **scores)} ({chosen}); {folder.path}")
     return result
-
-
-def test_checkpoint(model, best, epoch, test_batches, autocast, rank, world):
-    """Print the test accuracy of a checkpoint: of its best epoch on the held-out part, where it has one."""
-    if best["model"] is not None:
-        model.load_state_dict(best["model"])
-        epoch = best["epoch"]
-    scores = evaluate(model, test_batches, autocast, world)
-    if rank == 0:
-        print(
-            f"test top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f}, "
-            f"after epoch {epoch}"
-        )
-    return scores
 
 
 class Exported(torch.nn.Module):

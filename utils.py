@@ -24,11 +24,6 @@ import time
 import zipfile
 import zlib
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -44,8 +39,6 @@ class BadInput(Exception):
     """Something the user gave cannot be used. The message is one line: what is wrong, what was expected, how
     to mend it."""
 
-    status = 2
-
 
 class CannotWrite(BadInput):
     """A file of the run could not be written, for want of room or rights."""
@@ -54,19 +47,12 @@ class CannotWrite(BadInput):
 class NotFinite(Exception):
     """A loss is not finite. The message is one line that names the step and the last good checkpoint."""
 
-    status = 1
 
-
-class _Help(argparse.RawDescriptionHelpFormatter):
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default of every flag whose help does not name one."""
 
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=28, width=110)
-
     def _get_help_string(self, action):
-        if "default" in action.help or action.nargs == "?" or action.dest == "help":
-            return action.help
-        return action.help + (" (default: none)" if action.default is None else " (default: %(default)s)")
+        return action.help if "default" in action.help else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +61,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc, **options):
         options.setdefault("description", "\n\n".join(doc.split("\n\n")[:2]))
-        super().__init__(formatter_class=_Help, allow_abbrev=False, **options)
+        shape = functools.partial(_Help, max_help_position=28, width=110)
+        super().__init__(formatter_class=shape, allow_abbrev=False, **options)
 
     def error(self, message):
         if message.startswith(("argument ", "unrecognized arguments", "the following arguments")):
@@ -118,7 +105,7 @@ def run(main, args):
     except CannotWrite as error:
         status, message = 2, f"{error}; {how_to_go_on(args)}"
     except (BadInput, NotFinite) as error:
-        status, message = error.status, str(error)
+        status, message = 2 if isinstance(error, BadInput) else 1, str(error)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -141,10 +128,8 @@ def how_to_go_on(args):
         return "no checkpoint was written: give the same command again"
     start = "torchrun ..." if dist.is_torchelastic_launched() else "python"
     script = getattr(args, "script", None) or os.path.basename(sys.argv[0])  # search.py runs sample.py too
-    return (
-        f"last checkpoint: {max(found, key=os.path.getmtime)}; go on with: {start} {script} --resume "
-        f"{shlex.quote(folder)}"
-    )
+    last = max(found, key=os.path.getmtime)
+    return f"last checkpoint: {last}; go on with: {start} {script} --resume {shlex.quote(folder)}"
 
 
 def one_line(error):
@@ -364,57 +349,50 @@ def _load_folder(root, image_size):
     from tqdm import tqdm
 
     fit = [v2.Resize(image_size), v2.CenterCrop(image_size), v2.PILToTensor()]
-    data = image_folder(root, v2.Compose(fit))
+    data = ImageFolder(root, v2.Compose(fit))
     images = torch.empty(len(data), image_size, image_size, 3, dtype=torch.uint8)
     for i in tqdm(range(len(data)), desc=f"reading {root}", disable=None, leave=False):
         images[i] = data[i][0].permute(1, 2, 0)
     return images, torch.tensor(data.targets), data.classes
 
 
-def image_folder(root, transform):
-    """An ImageFolder. Raises BadInput where there are no two classes, or a class has no image."""
-    if not os.path.isdir(root):
-        raise BadInput(f"there is no folder {root}: --data takes one with train/<class>/ and val/<class>/")
-    try:
-        data = ImageFolder(root, transform)
-    except OSError as error:
-        expected = f"expected {root}/<class>/<image>.png or .jpg"
-        raise BadInput(f"no images in {root} ({one_line(error)}): {expected}") from None
-    if len(data.classes) < 2:
-        raise BadInput(f"{root} has one class, {data.classes[0]}: a classifier needs at least two")
-    return data
-
-
 class ImageFolder(torch.utils.data.Dataset):
     """torchvision's ImageFolder, root/<class>/<image>, without hidden files and the folders that systems and
     programs leave there. Other files that are left out are counted in a line on stderr. An item is an image,
-    as _load_image reads it and the transform makes it, and its label."""
+    as _load_image reads it and the transform makes it, and its label. Raises BadInput where there are no two
+    classes, or a class has no image."""
 
     def __init__(self, root, transform):
         from torchvision.datasets import folder
 
-        self.root = root = os.fspath(root)
-        self.transform = transform
+        self.root, self.transform, endings = os.fspath(root), transform, []
         hidden = lambda name: name.startswith(".") or name in SYSTEM_FOLDERS
-        self.classes = [name for name in folder.find_classes(root)[0] if not hidden(name)]
-        if not self.classes:
-            raise FileNotFoundError("it has no class folder")
-        endings = []
+        if not os.path.isdir(root):
+            expected = "--data takes one with train/<class>/ and val/<class>/"
+            raise BadInput(f"there is no folder {root}: {expected}")
 
         def is_image(path):
-            if any(map(hidden, path[len(root) :].split(os.sep))):
+            if any(map(hidden, path[len(self.root) :].split(os.sep))):
                 return False
             endings.append(os.path.splitext(path)[1].lower())
             return endings[-1] in folder.IMG_EXTENSIONS
 
-        places = {name: i for i, name in enumerate(self.classes)}
         try:
-            self.samples = folder.make_dataset(root, places, is_valid_file=is_image)
+            self.classes = [name for name in folder.find_classes(root)[0] if not hidden(name)]
+            if not self.classes:
+                raise FileNotFoundError("it has no class folder")
+            places = {name: i for i, name in enumerate(self.classes)}
+            self.samples = folder.make_dataset(self.root, places, is_valid_file=is_image)
+        except OSError as error:
+            expected = f"expected {root}/<class>/<image>.png or .jpg"
+            raise BadInput(f"no images in {root} ({one_line(error)}): {expected}") from None
         finally:
             others = [ending or "no ending" for ending in endings if ending not in folder.IMG_EXTENSIONS]
             if others and processes()[0] == 0:
                 line = f"{root}: {len(others)} of {len(endings)} files left out: "
                 print(printable(line + ", ".join(sorted(set(others)))[:100]), file=sys.stderr)
+        if len(self.classes) < 2:
+            raise BadInput(f"{root} has one class, {self.classes[0]}: a classifier needs at least two")
         self.targets = [label for _, label in self.samples]
 
     def __len__(self):
@@ -627,8 +605,7 @@ class Batches:
         """Nothing to do: the place in the round is part of the state."""
 
     def state_dict(self):
-        state = {"order": self.order, "place": self.place, "generator": self.g.get_state()}
-        return state | {"checksum": self.checksum}
+        return dict(order=self.order, place=self.place, generator=self.g.get_state(), checksum=self.checksum)
 
     def load_state_dict(self, state):
         if state["checksum"] != self.checksum:
@@ -647,10 +624,10 @@ class InOrder:
 
     def __init__(self, images, labels, index, batch_size, mean, std):
         self.images, self.labels, self.parts = images, labels, index.to(images.device).split(batch_size)
-        self.normalisation = dict(mean=mean, std=std)
+        self.normalisation, self.checksum = dict(mean=mean, std=std), checksum(images, labels)
 
     def state_dict(self):
-        return {"checksum": checksum(self.images, self.labels)}
+        return {"checksum": self.checksum}
 
     def load_state_dict(self, state):
         if state != self.state_dict():
@@ -672,7 +649,7 @@ def write_file(path, data):
     temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data.encode(errors="replace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -699,13 +676,7 @@ class RunFolder:
 
     def __init__(self, path, args, writes=True):
         self.path, self.writes = path, writes
-        if not writes:
-            return
-        try:
-            os.makedirs(path, exist_ok=True)
-            self.write_json("args.json", vars(args))
-        except OSError as error:
-            raise cannot_write(f"the run folder {path}", error) from None
+        self.write_json("args.json", vars(args))
 
     def file(self, name):
         return os.path.join(self.path, name)
@@ -732,8 +703,8 @@ class RunFolder:
         """
         if self.writes:
             state = {name: part.state_dict() for name, part in parts.items()}
-            buffer = io.BytesIO()
-            torch.save({**state, "epoch": epoch, "rows": rows, "args": vars(args)}, buffer)
+            state |= {"epoch": epoch, "rows": rows, "args": vars(args)}
+            torch.save(state, buffer := io.BytesIO())
             write_file(self.file("checkpoint.pt"), buffer.getvalue())
             self.write_metrics(rows)
 
@@ -788,8 +759,10 @@ def claimed(path, resume=None):
     if processes()[0]:
         yield
         return
-    if not resume:
-        check_free(path)
+    names = () if resume or not os.path.isdir(path) else os.listdir(path)
+    signs = "checkpoint.pt", "result.json", "genotype.json", "evaluations.csv"
+    if any(name in signs or name.startswith("seed-") for name in names):
+        raise BadInput(f"{path} holds a run already: choose another --save, or give --resume {path} to go on")
     here = pathlib.Path(path).absolute()
     made = [folder for folder in (here, *here.parents) if not folder.exists()]
     try:
@@ -799,13 +772,14 @@ def claimed(path, resume=None):
         raise cannot_write(f"the run folder {path}", error) from None
     with lock:
         try:
-            if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.register_at_fork(after_in_child=lock.close)  # or workers hold it beyond the end of the run
+            import fcntl  # which Windows lacks
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.register_at_fork(after_in_child=lock.close)  # or workers hold it beyond the end of the run
         except BlockingIOError:
             mend = "wait for it, or stop it first" if resume else "choose another --save"
             raise BadInput(f"{path} holds a run already, which is going on: {mend}") from None
-        except OSError:  # a disk without locks
+        except (ImportError, OSError):  # Windows, or a disk without locks
             pass
         try:
             yield
@@ -816,14 +790,6 @@ def claimed(path, resume=None):
                     (here / "args.json").unlink(missing_ok=True)
                     for folder in made:
                         folder.rmdir()
-
-
-def check_free(path):
-    """Raise BadInput where a folder that is to be written already holds a run."""
-    names = os.listdir(path) if os.path.isdir(path) else ()
-    signs = "checkpoint.pt", "result.json", "genotype.json", "evaluations.csv"
-    if any(name in signs or name.startswith("seed-") for name in names):
-        raise BadInput(f"{path} holds a run already: choose another --save, or give --resume {path} to go on")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -845,7 +811,7 @@ def saved_args(path, script):
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}/args.json cannot be read ({one_line(error)[:80]}): put it back") from None
     if saved.get("script") != script:
-        raise BadInput(f"{path} is a run of {saved.get('script', 'an older version')}, not of {script}")
+        raise BadInput(f"{path} is a run of {saved.get('script')}, not of {script}")
     return saved
 
 
@@ -864,7 +830,7 @@ def as_words(saved, parser, without=("resume", "save", "eval")):
     return words
 
 
-def load_checkpoint(path, device="cpu"):
+def load_checkpoint(path):
     """A checkpoint file, or that of a run folder, as a dict. Only tensors and plain data are admitted. Raises
     BadInput where it is damaged."""
     path = os.path.join(path, "checkpoint.pt") if os.path.isdir(path) else path
@@ -872,7 +838,7 @@ def load_checkpoint(path, device="cpu"):
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("its contents do not match their checksums")
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["args"]["epochs"], checkpoint["epoch"], checkpoint["rows"]
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(
@@ -904,12 +870,7 @@ def restore(parts, checkpoint):
 class State(dict):
     """Plain values with the state_dict of a module or optimizer."""
 
-    def state_dict(self):
-        return dict(self)
-
-    def load_state_dict(self, state):
-        self.clear()
-        self.update(state)
+    state_dict, load_state_dict = dict.copy, dict.update
 
 
 class GeneratorState:

@@ -22,7 +22,6 @@ loss are this project's reading.
 """
 
 import argparse
-import csv
 import glob
 import itertools
 import json
@@ -33,6 +32,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.tri import Triangulation, UniformTriRefiner
 from tqdm import tqdm
 
 import utils
@@ -110,19 +113,10 @@ def picture_path(args):
     return path
 
 
-def new_figure(width, height, **options):
-    """A figure of a size in inches, drawn without a display and without pyplot's global state."""
-    from matplotlib.figure import Figure
-
-    return Figure((width, height), **options)
-
-
 def save(figure, path, rows):
     """Write a picture, in the format of its ending, and its numbers as CSV beside it. rows: dicts."""
     figure.savefig(path, dpi=110)
-    table = os.path.splitext(path)[0] + ".csv"
-    with open(table, "w", newline="", encoding="utf-8", errors="replace") as file:  # of paths
-        csv.writer(file, lineterminator="\n").writerows([rows[0], *(row.values() for row in rows)])
+    utils.write_csv(os.path.splitext(path)[0] + ".csv", rows)
 
 
 def load_run(path, training=False):
@@ -165,14 +159,6 @@ def operations_of(run):
     return space_with(run["args"]["space"], run["args"].get("ops")).ops
 
 
-def parsed(text, space=None):
-    """The architecture that a text names, of a space. Raises BadInput where there is none."""
-    try:
-        return parse_architecture(text, space)
-    except ValueError as error:
-        raise utils.BadInput(str(error)) from None
-
-
 def cells_of(arch):
     """The cells of an architecture as graphs: (title, names of nodes, edges (source, target, operation) by
     target). The edges into the output of a DARTS cell, its last node, have the operation None."""
@@ -213,7 +199,7 @@ def draw_cell(arch):
     From left to right; an edge's operation stands on it where it enters its node. Convolutions are solid,
     pooling is dash-dotted, skip connections are dashed, `none` is dotted; inputs and outputs are shaded.
     """
-    figure, darts = new_figure(1, 1), isinstance(arch, Genotype)
+    figure, darts = Figure((1, 1)), isinstance(arch, Genotype)
     axes, top, right = figure.add_axes((0, 0, 1, 1)), 0.0, 0.0
     t, center = torch.linspace(0, 1, 30), dict(ha="center", va="center")
     for title, names, edges in cells_of(arch):
@@ -257,7 +243,10 @@ def cell_rows(arch):
 
 def cell(args):
     """the cells of an architecture as graphs"""
-    arch = parsed(args.arch)
+    try:
+        arch = parse_architecture(args.arch)
+    except ValueError as error:
+        raise utils.BadInput(str(error)) from None
     return draw_cell(arch), cell_rows(arch)
 
 
@@ -267,7 +256,7 @@ def run_curves(run):
     curves = {name: torch.tensor([row[name] for row in run["rows"]], dtype=torch.float64) for name in names}
     if "trajectory" in run:
         p = run["trajectory"][1:].double().softmax(-1)  # (epochs, cells, E, O)
-        curves["entropy"] = -torch.special.xlogy(p, p).sum(-1).mean((1, 2))
+        curves["entropy"] = torch.special.entr(p).sum(-1).mean((1, 2))
     return curves
 
 
@@ -296,7 +285,7 @@ def curves(args):
     groups = grouped(runs)
     names = {name for run in runs for name in run_curves(run)}
     panels = [title for title in PANELS if names.intersection(PANELS[title])]
-    figure = new_figure(12, 6.2, layout="constrained")
+    figure = Figure((12, 6.2), layout="constrained")
     places = figure.subplots(2, 3 if len(panels) > 3 else 2).flatten()
     axes, rows = dict(zip(panels, places, strict=False)), []
     for (label, members), color in zip(groups.items(), itertools.cycle(COLORS), strict=False):
@@ -322,11 +311,8 @@ def curves(args):
         place.locator_params(axis="y", nbins=6, integer="(edges)" in title)
     for place in places[len(panels) :]:
         place.axis("off")
-    key = (
-        "solid: training images (a search's weight half); dashed: held-out or test images (the architecture "
-    )
-    key = textwrap.fill(key + "half); dotted: that half over the neighborhood", 56)
-    places[-1].legend(title=key, loc="center")
+    key = "solid: training or weight half; dashed: test, held-out or architecture half; dotted: neighborhood"
+    places[-1].legend(title=textwrap.fill(key, 56), loc="center")
     return figure, rows
 
 
@@ -339,7 +325,7 @@ def mixture(args):
     for epoch in epochs:
         if not 0 <= epoch <= last:
             raise utils.BadInput(f"--epochs {epoch} is out of range: {args.runs[0]} has epochs 0 to {last}")
-    figure = new_figure(2 + 0.3 * len(ops) * len(epochs), 1.9 + 0.19 * len(names), layout="constrained")
+    figure = Figure((2 + 0.3 * len(ops) * len(epochs), 1.9 + 0.19 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(epochs), sharey=True, squeeze=False)[0]
     high = max(p.max().item(), 2 / len(ops))  # twice a uniform weight at least: small differences look small
     for place, epoch in zip(axes, epochs, strict=True):
@@ -489,7 +475,7 @@ def sharpness_text(row):
 def sharpness_command(args):
     """the loss of every neighbor of the found mixture, and the Hessian over alpha; also to result.json"""
     runs, rows = {folder: load_run(folder) for folder in args.runs}, []
-    figure = new_figure(6.4, 4.2, layout="constrained")
+    figure = Figure((6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for (folder, run), style in zip(runs.items(), itertools.cycle(RUN_LINES), strict=False):
         (model, batches), names = load_supernet(folder, run, args), edge_names(run)
@@ -553,16 +539,13 @@ def draw_landscapes(drawn, points):
     """Surfaces above, contours below, all runs on one scale. Between the measured points, the surface is
     interpolated, piecewise cubic. drawn: for each run its losses (k,) in nats, title, names of the axes.
     points: (b, a) of each loss, (k, 2)."""
-    from matplotlib.ticker import MaxNLocator
-    from matplotlib.tri import Triangulation, UniformTriRefiner
-
     finer, n, flats = UniformTriRefiner(Triangulation(*points.T.flip(0))), len(drawn), []
     surfaces = [finer.refine_field(losses, subdiv=2) for losses, *_ in drawn]
     low, high = min(z.min() for _, z in surfaces), max(z.max() for _, z in surfaces)
     levels = MaxNLocator(18).tick_values(low, max(high, low + 1e-9))
     half = float(f"{points.max() / 2:.1g}")
     ticks = dict.fromkeys(("xticks", "yticks"), (-half, 0, half))  # not at the ends, where they would meet
-    figure = new_figure(4.3 * n + 0.9, 7.6, layout="constrained")
+    figure = Figure((4.3 * n + 0.9, 7.6), layout="constrained")
     for k, ((where, z), (_, title, names)) in enumerate(zip(surfaces, drawn, strict=True), 1):
         axes = figure.add_subplot(2, n, k, projection="3d", title=title, zlim=levels[[0, -1]], **ticks)
         axes.plot_trisurf(where, z, cmap="cividis", vmin=levels[0], vmax=levels[-1], lw=0, antialiased=False)
@@ -583,8 +566,6 @@ COMMANDS = dict(cell=cell, curves=curves, mixture=mixture, landscape=landscape, 
 
 
 def main(args):
-    from matplotlib import rc_context
-
     path = picture_path(args)
     with rc_context(STYLE):
         figure, rows = COMMANDS[args.command](args)

@@ -63,12 +63,15 @@ def parse_args(argv=None):
 
 
 def main(args):
+    args.save = args.save or utils.new_run_path("exact", sample.method_name(args).lower())
+    with utils.claimed(args.save):
+        search(args)
+
+
+def search(args):
     from tqdm import tqdm
 
-    if args.save:
-        utils.check_free(args.save)
-    table = nats_bench.load_table(args.bench)
-    nats_bench.check_column(table, args.bench_metric, args.bench)
+    table = nats_bench.load_table(args.bench, args.bench_metric)
     errors, g, space = 100 - table[args.bench_metric], AGGREGATE[args.agg], SPACES[args.space]
     if errors.isnan().any():
         raise utils.BadInput(f"{args.bench} has no {args.bench_metric} of some architectures: complete it")
@@ -97,7 +100,6 @@ def main(args):
     for repeat, (place, score) in enumerate(zip(places.tolist(), scores, strict=True), 1):
         row = {"repeat": repeat, "arch": names[place], "score": score, "evaluations": len(errors)}
         rows.append(row | nats_bench.accuracies(table, row["arch"]))
-    args.save = args.save or utils.new_run_path("exact", sample.method_name(args).lower())
     sample.report_found(args, args.bench_metric, table, rows, utils.RunFolder(args.save, args))
 
 

@@ -91,8 +91,7 @@ def study(table, metric, radius, agg, width, lowest, fewest):
 
 
 def main(args):
-    table = nats_bench.load_table(args.bench)
-    nats_bench.check_column(table, args.bench_metric, args.bench)
+    table = nats_bench.load_table(args.bench, args.bench_metric)
     rows = study(table, args.bench_metric, args.neighborhood, args.agg, args.width, args.lowest, args.fewest)
     if not rows:
         raise utils.BadInput("no bin has enough architectures: widen --width, or lower --lowest or --fewest")

@@ -60,7 +60,7 @@ def evaluate_all(run, path):
     if len(rows) < len(ARCHS):
         checkpoint, space = utils.load_checkpoint(run), SPACES["nasbench201"]
         flags, device = Namespace(**checkpoint["args"]), utils.device_of(checkpoint["args"]["device"])
-        _, held_out, data = train.load_train(flags, device, [slice(0, 1)], torch.Generator(), slice(None))
+        _, held_out, data = train.load_train(flags, device)
         supernet = SUPERNETS["nasbench201"](flags.init_channels, flags.layers, len(data["classes"]))
         utils.restore({"model": supernet.to(device)}, checkpoint)
         measure = sample.on_held_out(supernet, held_out, flags.seed)

@@ -45,7 +45,7 @@ def test_values_without_a_range_are_refused(tmp_path, monkeypatch, refused, valu
     error = refused(train, TRAIN.replace("shapes", "folder"), "--data", "d", "--save", "new/run")
     assert "d/train/light/x.tif is not an image that can be read: the range of its values" in error
     assert tree(tmp_path) == before and not (tmp_path / "new").exists()
-    large = utils.image_folder("d/train", pil_to_tensor)  # as ImageNet is read
+    large = utils.ImageFolder("d/train", pil_to_tensor)  # as ImageNet is read
     with pytest.raises(utils.BadInput, match="x.tif is not an image"):
         large[len(large) - 1]
 
@@ -124,8 +124,9 @@ def test_folders_of_systems_alone(tmp_path):
         (Image.new("RGB", (20_000, 3), (9, 8, 7)), [9, 8, 7]),
         (Image.new("1", (8, 8), 1), [255, 255, 255]),
         (Image.new("CMYK", (8, 8), (255, 0, 0, 0)), [0, 255, 255]),
+        (Image.new("P", (8, 8)), [0, 0, 0]),
     ],
-    ids=["one pixel", "20,000 x 3", "1-bit", "CMYK"],
+    ids=["one pixel", "20,000 x 3", "1-bit", "CMYK", "palette"],
 )
 def test_odd_sizes_and_modes(tmp_path, image, color):
     pixels = read_back(tmp_path, image, "x.tif" if image.mode == "CMYK" else "x.png")

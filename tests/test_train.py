@@ -84,8 +84,7 @@ def test_steps_are_those_of_a_plain_loop(tmp_path, nesterov):
     flags = [*flags.split(), *(["--nesterov"] if nesterov else [])]
     checkpoint, rows, _ = run_train(tmp_path / "run", *flags)
     args = train.parse_args([*TRAIN.split(), *flags])
-    g = utils.generator(4, 1)
-    batches, _, _ = train.load_train(args, torch.device("cpu"), [slice(0, 1200)], g, slice(None))
+    batches, _, _ = train.load_train(args, torch.device("cpu"))
     torch.manual_seed(4)
     network = train.NETWORKS["cifar"](4, 10, 3, True, NAMED["DARTS_V2"])
     weights, velocity = list(network.parameters()), {}
@@ -196,8 +195,7 @@ def test_held_out_part_chooses_the_epoch_and_the_test_set_is_used_once(tmp_path,
 
 def test_no_training_image_is_held_out_or_left_out(tmp_path):
     args = train.parse_args([*TRAIN.split(), "--valid_portion", "0.3", "--batch_size", "50"])
-    g = utils.generator(0, 1)
-    batches, valid, data = train.load_train(args, torch.device("cpu"), [slice(0, 50)], g, slice(None))
+    batches, valid, data = train.load_train(args, torch.device("cpu"))
     held_out = torch.cat(valid.parts)
     both = torch.cat([held_out, batches.index])
     assert torch.equal(both.sort().values, torch.arange(1250)) and abs(len(held_out) - 375) < 10
@@ -329,7 +327,7 @@ def image_folder(tmp_path):
 def test_batches_from_files(image_folder, monkeypatch):
     """Each image once an epoch, in an order that the epoch's number gives, whatever the number of workers,
     pieces and processes; the same pixels for the same number of workers."""
-    data = utils.image_folder(image_folder / "train", train.imagenet_transform(64, train=True))
+    data = utils.ImageFolder(image_folder / "train", train.imagenet_transform(64, train=True))
     index = torch.arange(1, 18)
     norm = dict(device=torch.device("cpu"), mean=torch.zeros(3), std=torch.ones(3))
     names = [path for path, _ in data.samples]
