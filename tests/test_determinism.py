@@ -15,12 +15,8 @@ import train
 RUNS = {
     "search": COMMANDS["search"],
     "second order": COMMANDS["search"] + " --unrolled --cutout --weight_step neighbors",
-    "train": COMMANDS["train"] + " --cutout",
     "cell": f"train.py {TINY} --arch DARTS_V1 --layers 3 --batch_size 16 --epochs 1 --drop_path_prob 0.3",
     "files": COMMANDS["files"],
-    "trained": COMMANDS["trained"],
-    "rs": "sample.py --bench t.csv --repeats 5 --algo rs --budget 60",
-    "ls": "sample.py --bench t.csv --repeats 5 --algo ls --budget 60",
     "exact": "experiments/exact.py --bench t.csv --repeats 5 --steps 5",
 }
 

@@ -62,21 +62,6 @@ def test_a_longer_search_keeps_its_files_in_order(tmp_path):
     assert all(value for row in rows for value in row.values())
 
 
-@pytest.mark.parametrize("edges,ops", [(3, 3), (6, 2), (5, 2)])
-def test_expected_error_is_the_sum_over_all_architectures(edges, ops):
-    g = torch.Generator().manual_seed(0)
-    errors = torch.rand(ops**edges, generator=g, dtype=torch.float64)
-    p = torch.rand(4, 2, edges, ops, generator=g, dtype=torch.float64).softmax(-1)
-    expected = torch.zeros(4, 2, dtype=torch.float64)
-    for error, arch in zip(errors, itertools.product(range(ops), repeat=edges), strict=True):
-        expected += error * torch.stack([p[..., e, op] for e, op in enumerate(arch)]).prod(0)
-    assert torch.allclose(exact.expected_error(errors, p), expected)
-    one_hot = torch.nn.functional.one_hot(
-        torch.tensor(list(itertools.product(range(ops), repeat=edges))), ops
-    )
-    assert torch.allclose(exact.expected_error(errors, one_hot.double()), errors)
-
-
 @pytest.mark.parametrize("perturb", PERTURB)
 def test_neighbors_of_a_batch_are_those_of_each(perturb):
     g = torch.Generator().manual_seed(0)

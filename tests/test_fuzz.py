@@ -170,11 +170,11 @@ def test_any_table(data):
 @FEW
 @given(st.dictionaries(st.integers(0, len(NAMES) - 1), st.tuples(PERCENT, PERCENT), max_size=30))
 def test_tables_come_back(rows):
-    """Whatever the order of its rows and columns, and to the bit."""
+    """Whatever the order of its rows and columns, and to the bit; as Windows writes them too."""
     rows |= {0: (50.0, 1.5)}  # with a value above 1, which a column of percentages has
     lines = [f"{b!r},{NAMES[i]},{a!r}".replace("None", "") for i, (a, b) in rows.items()]
-    with open("t.csv", "w", newline="") as file:
-        file.write("\n".join(["x_test_1,arch,cifar10_valid_200", *lines]) + "\n")
+    with open("t.csv", "w", newline="", encoding="utf-8-sig") as file:
+        file.write("\r\n".join(["x_test_1,arch,cifar10_valid_200", *lines]) + "\r\n")
     table = nats_bench.load_table("t.csv")
     assert table.keys() == {"x_test_1", "cifar10_valid_200"}
     for place, values in enumerate(("cifar10_valid_200", "x_test_1")):

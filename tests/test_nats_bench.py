@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from conftest import data, do, read
 
 import nats_bench
@@ -33,25 +32,10 @@ def write(path, rows, columns="arch,cifar10_valid_200,my_data_test_12"):
     return path
 
 
-def test_a_partial_table(tmp_path):
-    path = write(tmp_path / "t.csv", [f"{NAMES[5]},50,60.5", f"{NAMES[3]},0,", f"{NAMES[9]},100,1e1"])
-    table = nats_bench.load_table(path)
-    assert list(table) == ["cifar10_valid_200", "my_data_test_12"]
-    first, second = table.values()
-    assert first.shape == (15_625,) and first.isnan().sum() == 15_622
-    assert [first[i].item() for i in (5, 3, 9)] == [50, 0, 100]
-    assert second[5] == 60.5 and second[9] == 10 and second[3].isnan()
-    # Windows line ends and a byte order mark change nothing.
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    again = nats_bench.load_table(path)
-    assert all(torch.equal(table[name].nan_to_num(-1), again[name].nan_to_num(-1)) for name in table)
-
-
 BAD_TABLES = {
     "twice": ([f"{NAMES[1]},1,2", f"{NAMES[1]},1,2"], "stands there twice"),
     "unknown": (["|none~0|,1,2"], "is no NAS-Bench-201 architecture"),
     "above 100": ([f"{NAMES[1]},100.1,2"], "'100.1' is no percentage"),
-    "negative": ([f"{NAMES[1]},-1,2"], "'-1' is no percentage"),
     "nan": ([f"{NAMES[1]},nan,2"], "'nan' is no percentage"),
     "text": ([f"{NAMES[1]},good,2"], "line 2 of .*'good' is no percentage"),
     "short": ([f"{NAMES[1]},1"], "has 2 values: expected 3"),
@@ -165,6 +149,8 @@ def test_a_table_of_other_columns_is_not_written_over(official, refused):
     assert path.read_bytes() == before
     do(nats_bench, "", official, official.parent / "out.csv")
     assert len(read(official.parent / "out.csv")) == 2
+    assert "is a folder: name a file" in refused(nats_bench, "", official, official.parent)
+    assert "holds no NATS-Bench files" in refused(nats_bench, "", official / "nothing")
 
 
 def test_a_damaged_official_file(official, refused):

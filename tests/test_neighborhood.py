@@ -38,26 +38,17 @@ def by_hand(p, shifts, perturb):
     return torch.tensor(q, dtype=p.dtype)
 
 
-@pytest.mark.parametrize("E,ops,sizes", [(6, 5, (1, 25, 265, 1545)), (28, 8, (1, 197, 18_719, 1_142_387))])
-def test_ball_holds_every_member_once(E, ops, sizes):
-    weights = torch.randint(-(2**63), 2**63 - 1, (E,), generator=generator())
-    for radius, size in enumerate(sizes):
-        shifts = ball_shifts(E, ops, radius)
-        assert ball_size(E, ops, radius) == size and shifts.shape == (size, E)
-        changed = (shifts != 0).sum(1)
-        assert shifts.min() >= 0 and shifts.max() < ops and changed.max() == radius
-        assert changed[0] == 0 and (changed.diff() >= 0).all()  # the center first, then by distance
-        assert len((shifts * weights).sum(1).unique()) == size  # unequal hashes, so unequal rows
-
-
 @pytest.mark.parametrize("E,ops,radii", [(6, 5, range(4)), (3, 4, range(4)), (4, 2, range(5))])
 def test_ball_equals_brute_force(E, ops, radii):
     everything = list(itertools.product(range(ops), repeat=E))
     for radius in radii:
         members = {s for s in everything if sum(x != 0 for x in s) <= radius}
-        assert set(map(tuple, ball_shifts(E, ops, radius).tolist())) == members
-        assert ball_size(E, ops, radius) == len(members)
+        shifts = ball_shifts(E, ops, radius)
+        assert len(shifts) == len(members) == ball_size(E, ops, radius)
+        assert set(map(tuple, shifts.tolist())) == members
+        assert ((shifts != 0).sum(1).diff() >= 0).all()  # the center first, then by distance
     assert ball_size(E, ops, E) == ops**E
+    assert [ball_size(28, 8, radius) for radius in range(4)] == [1, 197, 18_719, 1_142_387]
 
 
 @pytest.mark.parametrize("radius", [-1, 7])
@@ -117,19 +108,6 @@ def test_gradients(perturb):
     assert (two[:, 0] - two[:, 1]).min() > 1e-3  # finite differences do not cross a change of the argmax
     shifts = ball_shifts(4, 3, 2)
     assert torch.autograd.gradcheck(lambda p: neighbors(p, shifts, perturb), p.requires_grad_())
-    c = torch.rand(len(shifts), 4, 3, generator=generator(), dtype=torch.float64) + 1
-    (grad,) = torch.autograd.grad((c * neighbors(p, shifts, perturb)).sum(), p)
-    expected = torch.zeros_like(p)
-    for n, e in itertools.product(range(len(shifts)), range(4)):
-        s, k = shifts[n, e].item(), p[e].argmax().item()
-        for o in range(3):
-            if s == 0:
-                expected[e, o] += c[n, e, o]
-            elif perturb == "roll":  # the mass of operation o now stands at o + s
-                expected[e, o] += c[n, e, (o + s) % 3]
-            elif perturb == "move":  # the same for k alone
-                expected[e, o] += c[n, e, (o + s) % 3 if o == k else o]
-    assert torch.allclose(grad, expected, rtol=0, atol=1e-12)  # `replace`: unchanged edges alone
 
 
 @pytest.mark.parametrize("name", AGGREGATE)
@@ -151,10 +129,6 @@ def test_aggregations_equal_numpy(name, shape):
     if shape[0] == 1:
         assert torch.equal(result, values[0])
     assert torch.autograd.gradcheck(AGGREGATE[name], values)
-    (grad,) = torch.autograd.grad(
-        result.sum(), values
-    )  # each shifts with its values, so the weights sum to 1
-    assert (grad >= 0).all() and torch.allclose(grad.sum(0), grad.new_ones(()), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("radius", [1, 2])
@@ -172,7 +146,6 @@ def test_sampling_is_uniform_over_the_ball(radius):
     assert abs(chi_square - (size - 1)) < 5 * math.sqrt(2 * (size - 1))  # 5 standard deviations
     sigma = math.sqrt(expected * (1 - 1 / size))
     assert ((counts[members] - expected).abs() < 5 * sigma).all()
-    assert abs(counts[0] - expected) < 4 * sigma  # the center is one member
 
 
 def test_sampling_is_seeded_and_radius_0_is_the_center():

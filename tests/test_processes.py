@@ -1,51 +1,37 @@
 """A search that several processes share."""
 
-import csv
 import os
-import subprocess
-import sys
 
 import pytest
-import torch
+from conftest import ROOT, SEARCH, outcome
+from forks import run, torchrun
 
 import search
 import utils
 
-TESTS = os.path.dirname(os.path.abspath(__file__))
-TINY = (
-    "--dataset shapes --image_size 8 --space nasbench201 --init_channels 2 --layers 1 --batch_size 496 "
-    "--neighbors 4 --weight_step neighbors --device cpu"
-)
-
-
-def torchrun(path, *flags, cwd):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(TESTS)}
-    command += [os.path.join(TESTS, path), *flags]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+FLAGS = f"{SEARCH} --neighbors 4 --weight_step neighbors"
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):
     """To rounding, with each neighbor's own statistics: of alpha, both orders, and of the weights."""
-    done = torchrun("two_steps.py", cwd=tmp_path)
+    done = torchrun(tmp_path, os.path.join(ROOT, "tests", "two_steps.py"))
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_search_in_two_processes_goes_on_in_one(tmp_path):
-    done = torchrun("../search.py", *TINY.split(), "--epochs", "1", "--save", "run", cwd=tmp_path)
+    script = os.path.join(ROOT, "search.py")
+    done = torchrun(tmp_path, script, *FLAGS.split(), "--epochs", 1, "--save", "run")
     assert done.returncode == 0, done.stderr[-2000:]
-    command = [sys.executable, os.path.join(TESTS, "../search.py"), "--resume", "run", "--epochs", "2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "resumed after epoch 1 of 2" in done.stdout, done.stderr[-2000:]
-    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
-    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    done = run("search.py", "--resume", "run", "--epochs", 2, cwd=tmp_path)
+    assert done.status == 0 and "resumed after epoch 1 of 2" in done.out, done.err
+    checkpoint, rows, _ = outcome(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
 
 
 def test_neighbors_that_cannot_be_shared_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(utils, "processes", lambda: (0, 2))
-    search.parse_args([*TINY.split()[:-6], "--perturb", "ascent"])  # one neighbor, which each process has
+    search.parse_args([*SEARCH.split(), "--perturb", "ascent"])  # one neighbor, which each process has
     with pytest.raises(SystemExit):
-        search.parse_args([*TINY.split(), "--neighbors", "1"])
+        search.parse_args([*FLAGS.split(), "--neighbors", "1"])
     assert "2 processes cannot share" in capsys.readouterr().err

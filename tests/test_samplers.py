@@ -19,7 +19,6 @@ from neighborhood import (
     discrete_neighbors,
     local_search,
     random_search,
-    table_neighborhoods,
 )
 
 E, O = 3, 3  # noqa: E741
@@ -71,17 +70,6 @@ def test_discrete_neighbors_are_the_ball(radius):
     assert carried == [(0, 1, 2, 7, 8), (1, 1, 1, 7, 8)]  # what rides along stays
 
 
-@pytest.mark.parametrize("agg", AGGREGATE)
-@pytest.mark.parametrize("radius", [0, 1, 2])
-def test_neighborhoods_of_a_whole_table(agg, radius):
-    errors = torch.tensor(f(ARCHS), dtype=torch.float64)
-    places = table_neighborhoods(torch.tensor(ARCHS), ball_shifts(E, O, radius), O)
-    scores = AGGREGATE[agg](errors[places].T)
-    for a, score in zip(ARCHS, scores, strict=True):
-        members = torch.tensor(f(ball(a, radius)), dtype=torch.float64)
-        assert score.item() == pytest.approx(AGGREGATE[agg](members).item())
-
-
 def test_the_memory_pays_once_and_within_the_budget():
     asked = []
     evaluations = Evaluations(lambda archs: asked.extend(archs) or f(archs), budget=3)
@@ -103,7 +91,7 @@ def test_flat_and_sharp_minima():
 
 
 @pytest.mark.parametrize("wave", [1, 2, 5])
-@pytest.mark.parametrize("samples,budget", [(6, None), (None, 20), (4, 15), (None, 7)])
+@pytest.mark.parametrize("samples,budget", [(6, None), (None, 20), (4, 15), (None, 7), (None, 27), (None, 6)])
 def test_random_search_equals_a_plain_one(samples, budget, wave):
     for seed in range(20):
         draw, paid, scores = drawer(seed), [], {}  # a budget of 7 is one whole neighborhood
@@ -123,7 +111,7 @@ def test_random_search_equals_a_plain_one(samples, budget, wave):
         assert [draw(), draw()] == [draw_too(), draw_too()]  # the generator stands where it stood
 
 
-@pytest.mark.parametrize("samples,budget", [(4, None), (None, 20), (3, None), (2, 15)])
+@pytest.mark.parametrize("samples,budget", [(4, None), (None, 20), (3, None), (2, 15), (None, 27)])
 @pytest.mark.parametrize("aware", [False, True])
 def test_local_search_equals_a_plain_one(samples, budget, aware):
     """Scores are those of whole neighborhoods where four or more were expanded, otherwise of known ones."""
@@ -163,17 +151,8 @@ def test_local_search_equals_a_plain_one(samples, budget, aware):
     assert kinds == ({"plain"} if not aware else {"whole"} if samples == 4 else {"known"}) or samples is None
 
 
-def test_a_budget_is_never_exceeded_and_small_spaces_end():
-    for budget in (1, 6, 7, 26, 27):
-        for search_ in (
-            lambda ev: random_search(ev, drawer(0), around, MEAN),
-            lambda ev: local_search(ev, drawer(0), around, MEAN, 3),
-            lambda ev: local_search(ev, drawer(0), around, None, 3),
-        ):
-            evaluations = Evaluations(f, budget)
-            search_(evaluations)
-            assert len(evaluations.known) <= budget
-    assert random_search(Evaluations(f, 6), drawer(0), around, MEAN) == {}
+def test_a_budget_of_one_evaluation():
+    assert len(local_search(Evaluations(f, 1), drawer(0), around, None, 3)) == 1
 
 
 NAMES = nasbench201_architectures()
@@ -263,9 +242,7 @@ FLAGS = [
     ("--bench t.csv --budget 24", "does not cover a neighborhood of 25"),
     ("--algo ls --bench t.csv --budget 50 --starts 51", "--starts 51 is more than the --budget 50"),
     ("--bench t.csv --neighborhood 7", "has 6 edges"),
-    ("--bench t.csv --layers 9", "unrecognized arguments: --layers 9"),
     ("--bench t.csv --resume r", "there is no checkpoint r: give --resume a folder that a run wrote"),
-    ("--bench no.csv", "no table could be read from no.csv"),
 ]
 
 

@@ -230,26 +230,6 @@ def test_what_may_differ_on_resume(tmp_path):
     assert run.rows == whole.rows and same(run.checkpoint["model"], whole.checkpoint["model"])
 
 
-@quick
-def test_a_flag_that_is_new_since_the_run(tmp_path, monkeypatch):
-    """And whose default is None: a run that has it not in its args.json goes on, and so does one that has."""
-    run_search(tmp_path / "old", "--epochs", 1)
-    made = utils.Parser.__init__
-
-    def with_new_flag(parser, *args, **options):
-        made(parser, *args, **options)
-        parser.add_argument("--new_flag", type=int)
-
-    monkeypatch.setattr(utils.Parser, "__init__", with_new_flag)
-    run_search(tmp_path / "new", "--epochs", 1)
-    for name in ("old", "new"):
-        do(search, "--epochs 2", "--resume", tmp_path / name)
-        assert len(outcome(tmp_path / name).rows) == 2
-    assert search.parse_args(["--resume", str(tmp_path / "new")]).new_flag is None
-    run_search(tmp_path / "given", "--epochs", 1, "--new_flag", 7)
-    assert search.parse_args(["--resume", str(tmp_path / "given")]).new_flag == 7
-
-
 @pytest.mark.usefixtures("few_shapes")
 def test_a_finished_search_is_complete(tmp_path, monkeypatch, capsys):
     """Resuming it measures nothing and changes no result; with more epochs it goes on."""
@@ -334,7 +314,8 @@ def test_warm_up_is_weight_steps_alone(tmp_path):
 @pytest.mark.usefixtures("few_shapes")
 def test_what_a_run_writes(tmp_path):
     folder = tmp_path / "a run"
-    _, rows, result = run_search(folder, "--epochs", 2, "--data", "my data")
+    more = "--quick", "--learning_rate", 0.025  # given flags come before those of --quick
+    _, rows, result = run_search(folder, "--epochs", 2, "--data", "my data", *more)
     names = "args.json cell.csv cell.png checkpoint.pt genotype.json log.txt metrics.csv result.json"
     assert sorted(os.listdir(folder)) == names.split()
     assert [row["epoch"] for row in rows] == ["1", "2"]

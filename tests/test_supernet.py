@@ -14,7 +14,7 @@ import sample
 import utils
 from genotypes import SPACES, nasbench201_architectures, random_architecture, read_cell
 from model_search import SUPERNETS
-from neighborhood import AGGREGATE, Evaluations, ball_shifts, discrete_neighbors, evolution, local_search
+from neighborhood import AGGREGATE, Evaluations, ball_shifts, discrete_neighbors, evolution
 
 NAMES, PLACES = nasbench201_architectures(), list(itertools.product(range(5), repeat=6))
 
@@ -177,20 +177,6 @@ def test_evolution_is_the_plain_one(samples, budget, g):
             parent = min(choose(population, 3), key=ERROR.get)
         got = evolution(Evaluations(f, budget), *draws(seed), ball, g, samples)
         assert got == pytest.approx({a: known_score(a, paid) if g else ERROR[a] for a in paid})
-
-
-@pytest.mark.parametrize("samples", [3, 4])
-def test_the_score_of_local_search(samples):
-    """From four whole neighborhoods on the mean over each, and below that all that is known."""
-    for seed in range(20):
-        draw, g = draws(seed)[0], AGGREGATE["mean"]
-        got = local_search(Evaluations(f), draws(seed)[0], ball, g, 2, samples)
-        paid, expanded = list(dict.fromkeys([draw(), draw()])), []
-        for _ in range(samples):
-            expanded.append(min((a for a in paid if a not in expanded), key=ERROR.get))
-            paid += [b for b in ball(expanded[-1]) if b not in paid]
-        of_known = {a: known_score(a, paid) for a in paid}
-        assert got == pytest.approx(of_known if samples < 4 else {a: sum(f(ball(a))) / 7 for a in expanded})
 
 
 @pytest.mark.parametrize("space", SPACES)

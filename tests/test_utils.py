@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import NB201, save_images
-from PIL import Image
+from conftest import NB201
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -131,22 +130,6 @@ def test_batches_go_round_without_repeats_and_resume_in_the_middle():
         assert torch.equal(a, c) and torch.equal(b, d)
 
 
-def test_folder_of_images(tmp_path):
-    """Images of any size and kind, cut to their center."""
-    save_images(tmp_path, ("cat", "dog"), count=3, size=(10, 12))
-    Image.new("RGB", (30, 20), (50, 80, 20)).save(tmp_path / "train" / "dog" / "a.png")
-    for mode, name in (("L", "b.png"), ("P", "c.png"), ("RGBA", "d.png"), ("1", "e.png"), ("CMYK", "f.jpg")):
-        Image.new(mode, (20, 10)).save(tmp_path / "train" / "dog" / name)
-    images, labels, classes = utils.load_images("folder", tmp_path, 8)
-    assert (
-        images.shape == (12, 8, 8, 3) and labels.tolist() == [0] * 3 + [1] * 9 and classes == ["cat", "dog"]
-    )
-    assert images[6, 0, 0].tolist() == [50, 80, 20]
-    (tmp_path / "train" / "dog" / "1.png").write_bytes(b"no image")
-    with pytest.raises(utils.BadInput, match="dog.1.png is not an image"):
-        utils.load_images("folder", tmp_path, 8)
-
-
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_a_failed_download_leaves_no_folder(tmp_path, monkeypatch, refused, name):
     """Whatever the machine's network, the request fails as it does without one. A folder that was there
@@ -177,17 +160,6 @@ def test_one_process_downloads(tmp_path, monkeypatch, rank):
     monkeypatch.setattr(utils, "wait_for_processes", lambda: events.append("waits"))
     utils.load_images("cifar10", tmp_path, 32)
     assert events == ["downloads", "waits", "reads"][rank:]
-
-
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    utils.write_file(tmp_path / "file", "old")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(utils.CannotWrite, match="No space left on device.*: make room there"):
-        utils.write_file(tmp_path / "file", "new")
-    assert (tmp_path / "file").read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
 COMMANDS = [
@@ -221,6 +193,7 @@ def test_a_flag_without_a_value_is_no_word():
     parser.add_argument("--no", action=argparse.BooleanOptionalAction, default=True)
     assert utils.as_words({"new": None, "on": False, "older": 1}, parser) == []
     assert utils.as_words({"new": 0, "on": True, "no": False}, parser) == ["--new=0", "--on", "--no-no"]
+    utils.check_same_run(argparse.Namespace(new=1, epochs=2), {"epochs": 1, "older": 3}, ["epochs"])
 
 
 class Ends:

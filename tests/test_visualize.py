@@ -304,7 +304,6 @@ BAD = [
     ("cell DARTS_V3 --out cell.png", "unknown architecture 'DARTS_V3'"),
     ("cell DARTS_V2 --out cell.jpg", "cell.jpg has no known ending: expected .png, .svg or .pdf"),
     ("cell DARTS_V2 --out no/such/place.png", "there is no folder no/such"),
-    ("curves no-such-run", "there is no folder no-such-run"),
     (f"curves {ROOT}", f"{ROOT} is not the folder of a run: name a folder that search.py or train.py wrote"),
     ("landscape RUN --points 2", "argument --points: 2 is out of range: it lies between 3 and 201"),
     ("landscape RUN --extent nan", "argument --extent: nan is out of range"),
