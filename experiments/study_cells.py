@@ -1,0 +1,167 @@
+"""NA_DARTS and DARTS_HERE, chosen as DARTS chooses its cells: search with several seeds, train each cell
+briefly, keep the one that is best on held-out images, then train and test it beside known and random cells.
+
+    python experiments/study_cells.py RUNS --data DIR --part DIR [--jobs 2]
+
+Both are image folders, see --dataset folder of search.py: --data holds what is searched on, --part what cells
+are trained on, with the test images in val. Every job is a command of search.py or train.py with a folder
+under RUNS. Run again, it goes on where it stopped: what is finished is kept, what is not is resumed. Each job
+runs on one thread. After each step, it prints its table and writes RUNS/<step>.csv, a row a job.
+
+search      four seeds of each method in the DARTS space
+choose      each cell, two seeds, with a part of the training images held out; the test accuracy, which
+            train.py reports at the end, is not looked at
+test        the best cell of each method, published cells and random ones, three seeds
+equal       the first four of these with as many channels as bring their multiply-accumulates closest
+robust      S2 and S3 of RobustDARTS: three seeds of each method, and their cells trained for 10 epochs
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch
+
+import genotypes
+import model
+import sample
+import utils
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Reduced settings. A search has 780 steps of warm-up, then 5,070 steps of weights and alpha.
+IMAGES = "--dataset folder --image_size 16 --layers 8"
+SEARCH = f"{IMAGES} --init_channels 8 --epochs 15 --arch_warmup 2 --arch_learning_rate 1e-3 --relax gumbel"
+METHODS = {"GDAS": "--neighborhood 0", "NA-GDAS": "--neighborhood 1 --neighbors 1"}
+ROBUST = {"S2": "--ops skip_connect sep_conv_3x3", "S3": "--ops none skip_connect sep_conv_3x3"}
+CHOOSE = f"{IMAGES} --epochs 10 --valid_portion 0.2"
+TEST = f"{IMAGES} --epochs 30"
+CHANNELS = 16
+
+
+def run(job):
+    """One command of search.py or train.py, or what is left of it: returns its result.json."""
+    path, script, flags = job
+    result = os.path.join(path, "result.json")  # which is written last
+    if not os.path.exists(result):
+        begun = os.path.exists(os.path.join(path, "checkpoint.pt"))
+        words = ["--resume", path] if begun else [*flags, "--save", path]
+        command = [sys.executable, os.path.join(ROOT, script), *words]
+        quiet = dict(stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if status := subprocess.run(command, **quiet).returncode:
+            sys.exit(f"{path}: {script} ended with status {status}; run this again to go on")
+        print(f"{path}: finished", flush=True)
+    with open(result, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def write_table(args, step, jobs):
+    """Run jobs, (row, script, flags), side by side in folders named by their rows. What came out goes into
+    the rows, and these to RUNS/<step>.csv."""
+    rows = [row for row, *_ in jobs]
+    paths = [os.path.join(args.runs, step, "-".join(map(str, row.values()))) for row in rows]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = pool.map(run, [(path, *job) for path, (_, *job) in zip(paths, jobs, strict=True)])
+        for row, path, result in zip(rows, paths, results, strict=True):
+            if "metrics" in result:  # of search.py
+                row |= {"run": path, "arch": result["arch"], **result["metrics"]}
+                row |= {f"sharpness_{name}": value for name, value in result["sharpness"].items()}
+            else:
+                names = "parameters", "macs", "valid_top1", "test_top1", "seconds"
+                row |= {name: result[name] for name in names if name in result}
+    utils.write_csv(os.path.join(args.runs, f"{step}.csv"), rows)
+    return rows
+
+
+def search(args, step, spaces, seeds):
+    """Searches of each method in spaces, names with their flags. Prints and returns their rows."""
+    flags = f"{SEARCH} --data {args.data}"
+    rows = write_table(args, step, [
+        (dict(space=space, method=method, seed=seed), "search.py",
+         f"{flags} {spaces[space]} {METHODS[method]} --seed {seed}".split())
+        for seed in range(seeds) for space in spaces for method in METHODS
+    ])  # fmt: skip
+    print("\n| search | accuracy of the supernet | skip connections of 16 | mean loss of radius 1 - center |")
+    print("|---|---|---|---|")
+    for row in rows:
+        rise = row["sharpness_mean_loss"] - row["sharpness_center_loss"]
+        name = f"{row['space']} {row['method']} {row['seed']}"
+        print(f"| {name} | {row['arch_accuracy']:.1f} | {row['skip_connects']} | {rise:.3f} |")
+    return rows
+
+
+def train(args, step, setting, cells, seeds, channels):
+    """Trainings of cells: what train.py --arch takes, and channels, by name. Prints the accuracies, of the
+    held-out images where there are some, and returns their means by name."""
+    flags = f"{setting} --data {args.part}".split()
+    rows = write_table(args, step, [
+        (dict(cell=name, channels=channels[name], seed=seed), "train.py",
+         ["--arch", arch, *flags, "--init_channels", str(channels[name]), "--seed", str(seed)])
+        for seed in range(seeds) for name, arch in cells.items()
+    ])  # fmt: skip
+    means, macs = {}, []
+    print("\n| cell | channels | parameters | MACs (M) | top-1 by seed (%) | mean +- sd | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    for name in cells:
+        own = [row for row in rows if row["cell"] == name]
+        top1 = [row.get("valid_top1", row["test_top1"]) for row in own]
+        means[name] = statistics.mean(top1)
+        macs.append(own[0]["macs"])
+        spread = f" +- {statistics.stdev(top1):.2f}" if seeds > 1 else ""
+        print(
+            f"| {name} | {channels[name]} | {own[0]['parameters']:,} | {macs[-1] / 1e6:.2f} "
+            f"| {' / '.join(f'{one:.2f}' for one in top1)} | {means[name]:.2f}{spread} "
+            f"| {statistics.median(row['seconds'] for row in own):.0f} |"
+        )
+    ranks = sample.spearman(torch.tensor(list(means.values())), torch.tensor(macs))
+    print(f"rank correlation of accuracy and MACs: {ranks:.2f}")
+    return means
+
+
+def equal_channels(cells):
+    """By name, the channels that bring each cell's multiply-accumulates closest to those of the largest."""
+
+    def macs(arch, channels):
+        return model.count_macs(model.NETWORKS["cifar"](channels, 10, 8, False, arch), 16)
+
+    archs = {name: genotypes.parse_architecture(arch) for name, arch in cells.items()}
+    most = max(macs(arch, CHANNELS) for arch in archs.values())
+    return {
+        name: min(range(CHANNELS, 2 * CHANNELS), key=lambda c: abs(macs(arch, c) - most))
+        for name, arch in archs.items()
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", help="folder of the runs")
+    parser.add_argument("--data", required=True, help="image folder to search on")
+    parser.add_argument("--part", required=True, help="image folder to train on")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="searches or trainings side by side")
+    args = parser.parse_args()
+
+    runs = {f"{row['method']}_{row['seed']}": row for row in search(args, "search", {"DARTS": ""}, 4)}
+    same = dict.fromkeys(runs, CHANNELS)
+    held_out = train(args, "choose", CHOOSE, {name: row["run"] for name, row in runs.items()}, 2, same)
+    chosen = [max((n for n in runs if runs[n]["method"] == method), key=held_out.get) for method in METHODS]
+    four = {name: runs[name]["arch"] for name in chosen} | {name: name for name in ("DARTS_V1", "DARTS_V2")}
+    cells = dict(four)
+    for seed in range(4):
+        drawn = genotypes.random_architecture(genotypes.SPACES["darts"], torch.Generator().manual_seed(seed))
+        cells[f"random_{seed}"] = genotypes.format_architecture(drawn)
+    train(args, "test", TEST, cells, 3, dict.fromkeys(cells, CHANNELS))
+    train(args, "equal", TEST, four, 3, equal_channels(four))
+    found = search(args, "robust", ROBUST, 3)
+    cells = {f"{row['space']}_{row['method']}_{row['seed']}": row["run"] for row in found}
+    train(args, "robust_test", f"{IMAGES} --epochs 10", cells, 1, dict.fromkeys(cells, CHANNELS))
+
+
+if __name__ == "__main__":
+    main()
