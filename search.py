@@ -210,7 +210,8 @@ def parse_args(argv=None):
         help="radius d of the neighborhood; 0 is plain DARTS")
     add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' losses")
     add("--neighbors", type=within(int, 1, 4096),
-        help="neighbors n, sampled anew each step; steps of ascent (default: 16; ascent: 1)")
+        help="neighbors n, sampled anew each step; steps of ascent (default: 16; with ascent 1; where --relax"
+        " samples one a process, as GDAS and DrNAS draw one a step)")
     add("--neighbor_batch", choices=("split", "repeat"), default="split",
         help="split: each neighbor has its share of the batch; repeat: all of it, at n times the cost")
     add("--neighbor_norm", choices=("own", "shared"),
@@ -277,7 +278,8 @@ def parse_args(argv=None):
     if args.space is None:
         args.space = "nasbench201" if args.bench else "darts"
     if args.neighbors is None:
-        args.neighbors = 1 if args.perturb == "ascent" else 16
+        sampled = utils.processes()[1] if args.relax != "softmax" else 16
+        args.neighbors = 1 if args.perturb == "ascent" else sampled
     if args.neighbor_norm is None:
         split = args.neighbor_batch == "split"
         args.neighbor_norm = "shared" if split and args.space == "darts" else "own"

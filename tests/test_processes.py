@@ -32,6 +32,7 @@ def test_a_search_in_two_processes_goes_on_in_one(tmp_path):
 def test_neighbors_that_cannot_be_shared_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(utils, "processes", lambda: (0, 2))
     search.parse_args([*SEARCH.split(), "--perturb", "ascent"])  # one neighbor, which each process has
+    assert search.parse_args([*SEARCH.split(), "--relax", "gumbel"]).neighbors == 2  # one in each
     with pytest.raises(SystemExit):
         search.parse_args([*FLAGS.split(), "--neighbors", "1"])
     assert "2 processes cannot share" in capsys.readouterr().err
