@@ -81,6 +81,7 @@ METHODS = {  # flags, seeds; some with a twist, see below
 RELAXED = {  # sampled relaxations draw one a step, as GDAS and DrNAS do: with --neighbors 1 its neighbor
     "DARTS": ("--neighborhood 0", 4),
     "NA-DARTS": ("--neighborhood 1", 4),
+    "NA-DARTS, 1 neighbor": ("--neighborhood 1 --neighbors 1", 4),
     "GDAS": ("--neighborhood 0 --relax gumbel", 4),
     "NA-GDAS": ("--neighborhood 1 --neighbors 1 --relax gumbel", 4),
     "DrNAS": ("--neighborhood 0 --relax dirichlet", 4),
@@ -219,7 +220,7 @@ def report(args, grid):
     print("|---|---|---|---|---|---|---|---|")
     for method, runs in last.items():
         cells = [mean_sd([float(run[-1][column]) for run in runs.values()]) for column in COLUMNS]
-        plain = method[3:] if method.startswith("NA-") else "DARTS"
+        plain = method[3:].partition(",")[0] if method.startswith("NA-") else "DARTS"
         cells.append(paired(runs, last.get(plain, {})) if method != plain else "")
         skips = statistics.mean(float(run[-1]["skip_connects"]) for run in runs.values())
         seconds = statistics.median(float(row["seconds"]) for run in runs.values() for row in run)
@@ -248,7 +249,8 @@ def report(args, grid):
             [one["loss_std"] for one in sharp],
             [one["hessian_eigenvalue"] for one in sharp],
         ]
-        print(f"| {method} | {' | '.join(f'{statistics.mean(column):.3f}' for column in columns)} |")
+        means = ("" if None in one else f"{statistics.mean(one):.3f}" for one in columns)  # GDAS: no Hessian
+        print(f"| {method} | {' | '.join(means)} |")
     print("\nCIFAR-100 by epoch")
     for method, runs in last.items():
         epochs = zip(*([float(row[COLUMNS[1]]) for row in run] for run in runs.values()), strict=True)
