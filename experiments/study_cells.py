@@ -20,24 +20,23 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
+from study_nasbench201 import ROOT, run_to_the_end
 
 import genotypes
 import model
 import sample
 import utils
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Reduced settings. A search has 780 steps of warm-up, then 5,070 steps of weights and alpha.
 IMAGES = "--dataset folder --image_size 16 --layers 8"
 SEARCH = f"{IMAGES} --init_channels 8 --epochs 15 --arch_warmup 2 --arch_learning_rate 1e-3 --relax gumbel"
-METHODS = {"GDAS": "--neighborhood 0", "NA-GDAS": "--neighborhood 1 --neighbors 1"}
+METHODS = {"GDAS": "--neighborhood 0", "NA-GDAS": "--neighborhood 1"}
 ROBUST = {"S2": "--ops skip_connect sep_conv_3x3", "S3": "--ops none skip_connect sep_conv_3x3"}
 CHOOSE = f"{IMAGES} --epochs 10 --valid_portion 0.2"
 TEST = f"{IMAGES} --epochs 30"
@@ -47,16 +46,8 @@ CHANNELS = 16
 def run(job):
     """One command of search.py or train.py, or what is left of it: returns its result.json."""
     path, script, flags = job
-    result = os.path.join(path, "result.json")  # which is written last
-    if not os.path.exists(result):
-        begun = os.path.exists(os.path.join(path, "checkpoint.pt"))
-        words = ["--resume", path] if begun else [*flags, "--save", path]
-        command = [sys.executable, os.path.join(ROOT, script), *words]
-        quiet = dict(stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if status := subprocess.run(command, **quiet).returncode:
-            sys.exit(f"{path}: {script} ended with status {status}; run this again to go on")
-        print(f"{path}: finished", flush=True)
-    with open(result, encoding="utf-8") as file:
+    run_to_the_end([os.path.join(ROOT, script)], flags, path)
+    with open(os.path.join(path, "result.json"), encoding="utf-8") as file:
         return json.load(file)
 
 

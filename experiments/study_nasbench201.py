@@ -164,24 +164,26 @@ def finished(path):
     return os.path.exists(os.path.join(path, "result.json"))  # which a search writes last
 
 
-def run_search(args, method, seed):
-    """Run, or go on with, one search: its log goes to the run's own folder."""
-    path = folder(args, method, seed)
+def run_to_the_end(program, flags, path):
+    """A run, or what is left of it, in its own folder on one thread. program: the script and what comes first
+    on its command line. flags: the words of a run that has not begun."""
     if finished(path):
         return
+    begun = os.path.exists(os.path.join(path, "checkpoint.pt"))
+    words = ["--resume", path] if begun else [*flags, "--save", path]
+    quiet = dict(stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    status = subprocess.run([sys.executable, *program, *words], **quiet).returncode
+    if status:
+        sys.exit(f"{path}: the run ended with status {status}; run this again to go on")
+    print(f"{path}: finished", flush=True)
+
+
+def run_search(args, method, seed):
     flags, _, *named = methods(args)[method]
     program = [os.path.abspath(__file__), "--twist"] if named else [os.path.join(ROOT, "search.py")]
-    command = [sys.executable, *program, *named]
-    if os.path.exists(os.path.join(path, "checkpoint.pt")):
-        command += ["--resume", path]
-    else:
-        command += [*SETTINGS[args.setting].split(), *flags.split(), "--seed", str(seed)]
-        command += ["--data", args.data, "--bench", args.bench, "--save", path]
-    quiet = dict(stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    status = subprocess.run(command, **quiet).returncode
-    if status:
-        sys.exit(f"{method}, seed {seed}: search.py ended with status {status}; run this again to go on")
-    print(f"{method}, seed {seed}: {rows(path)[-1]['genotype']}", flush=True)
+    words = [*SETTINGS[args.setting].split(), *flags.split(), "--seed", str(seed)]
+    words += ["--data", args.data, "--bench", args.bench]
+    run_to_the_end([*program, *named], words, folder(args, method, seed))
 
 
 def mean_sd(values):
@@ -192,6 +194,12 @@ def mean_sd(values):
 def result(path):
     with open(os.path.join(path, "result.json")) as file:
         return json.load(file)
+
+
+def largest_weight(path):
+    """That of softmax(alpha) on an edge at the end of a search, mean over the edges."""
+    alpha = utils.load_checkpoint(path)["trajectory"]["alpha"][-1]
+    return round(alpha.softmax(-1).amax(-1).mean().item(), 3)
 
 
 def paired(runs, other):
@@ -232,6 +240,7 @@ def report(args, grid):
             [
                 {"setting": args.setting, "method": method, "seed": seed}
                 | {name: run[-1][name] for name in names}
+                | {"largest_weight": largest_weight(folder(args, method, seed))}
                 | {"epoch_seconds": statistics.median(float(row["seconds"]) for row in run)}
                 for method, runs in last.items()
                 for seed, run in runs.items()
