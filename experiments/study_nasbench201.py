@@ -175,7 +175,6 @@ def run_to_the_end(program, flags, path):
     status = subprocess.run([sys.executable, *program, *words], **quiet).returncode
     if status:
         sys.exit(f"{path}: the run ended with status {status}; run this again to go on")
-    print(f"{path}: finished", flush=True)
 
 
 def run_search(args, method, seed):
@@ -183,7 +182,10 @@ def run_search(args, method, seed):
     program = [os.path.abspath(__file__), "--twist"] if named else [os.path.join(ROOT, "search.py")]
     words = [*SETTINGS[args.setting].split(), *flags.split(), "--seed", str(seed)]
     words += ["--data", args.data, "--bench", args.bench]
-    run_to_the_end([*program, *named], words, folder(args, method, seed))
+    path = folder(args, method, seed)
+    if not finished(path):
+        run_to_the_end([*program, *named], words, path)
+        print(f"{method}, seed {seed}: {rows(path)[-1]['genotype']}", flush=True)
 
 
 def mean_sd(values):
