@@ -225,6 +225,7 @@ def report(args, grid):
         path = folder(args, method, seed)
         if finished(path):
             last.setdefault(method, {})[seed] = rows(path)
+    sharp = lambda method, seed: result(folder(args, method, seed))["sharpness"]
     print(f"\n{args.setting}: {SETTINGS[args.setting]}\n")
     print("| method | seeds | CIFAR-10 | CIFAR-100 | ImageNet-16-120 | against radius 0 | skip | seconds |")
     print("|---|---|---|---|---|---|---|---|")
@@ -243,6 +244,7 @@ def report(args, grid):
                 {"setting": args.setting, "method": method, "seed": seed}
                 | {name: run[-1][name] for name in names}
                 | {"largest_weight": largest_weight(folder(args, method, seed))}
+                | {name: sharp(method, seed)[name] for name in ("center_loss", "mean_loss", "max_loss")}
                 | {"epoch_seconds": statistics.median(float(row["seconds"]) for row in run)}
                 for method, runs in last.items()
                 for seed, run in runs.items()
@@ -252,13 +254,13 @@ def report(args, grid):
     print("| method | center | mean | largest | spread | Hessian eigenvalue |")
     print("|---|---|---|---|---|---|")
     for method, runs in last.items():
-        sharp = [result(folder(args, method, seed))["sharpness"] for seed in runs]
+        ends = [sharp(method, seed) for seed in runs]
         columns = [
-            [one["center_loss"] for one in sharp],
-            [one["mean_loss"] - one["center_loss"] for one in sharp],
-            [one["max_loss"] - one["center_loss"] for one in sharp],
-            [one["loss_std"] for one in sharp],
-            [one["hessian_eigenvalue"] for one in sharp],
+            [one["center_loss"] for one in ends],
+            [one["mean_loss"] - one["center_loss"] for one in ends],
+            [one["max_loss"] - one["center_loss"] for one in ends],
+            [one["loss_std"] for one in ends],
+            [one["hessian_eigenvalue"] for one in ends],
         ]
         means = ("" if None in one else f"{statistics.mean(one):.3f}" for one in columns)  # GDAS: no Hessian
         print(f"| {method} | {' | '.join(means)} |")
