@@ -244,7 +244,7 @@ def report(args, grid):
                 {"setting": args.setting, "method": method, "seed": seed}
                 | {name: run[-1][name] for name in names}
                 | {"largest_weight": largest_weight(folder(args, method, seed))}
-                | {name: sharp(method, seed)[name] for name in ("center_loss", "mean_loss", "max_loss")}
+                | {k: round(sharp(method, seed)[k], 4) for k in ("center_loss", "mean_loss", "max_loss")}
                 | {"epoch_seconds": statistics.median(float(row["seconds"]) for row in run)}
                 for method, runs in last.items()
                 for seed, run in runs.items()
