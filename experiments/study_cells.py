@@ -41,7 +41,7 @@ METHODS = {"DrNAS": "--neighborhood 0", "NA-DrNAS": "--neighborhood 1"}
 ROBUST = {"S2": "--ops skip_connect sep_conv_3x3", "S3": "--ops none skip_connect sep_conv_3x3"}
 CHOOSE = f"{IMAGES} --epochs 10 --valid_portion 0.2"
 TEST = f"{IMAGES} --epochs 30"
-CHANNELS = 16
+CHANNELS = 8
 
 
 def run(job):
