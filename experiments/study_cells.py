@@ -56,7 +56,8 @@ def write_table(args, step, jobs):
     """Run jobs, (row, script, flags), side by side in folders named by their rows. What came out goes into
     the rows, and these to RUNS/<step>.csv."""
     rows = [row for row, *_ in jobs]
-    paths = [os.path.join(args.runs, step, "-".join(map(str, row.values()))) for row in rows]
+    folder = os.path.join(args.runs, "test" if step == "equal" else step)  # some trainings are the same
+    paths = [os.path.join(folder, "-".join(map(str, row.values()))) for row in rows]
     with ThreadPoolExecutor(args.jobs) as pool:
         results = pool.map(run, [(path, *job) for path, (_, *job) in zip(paths, jobs, strict=True)])
         for row, path, result in zip(rows, paths, results, strict=True):
