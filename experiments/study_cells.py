@@ -61,7 +61,7 @@ def write_table(args, step, jobs):
         results = pool.map(run, [(path, *job) for path, (_, *job) in zip(paths, jobs, strict=True)])
         for row, path, result in zip(rows, paths, results, strict=True):
             if "metrics" in result:  # of search.py
-                row |= {"run": path, "arch": result["arch"], **result["metrics"]}
+                row |= {"run": path, **result["metrics"]}
                 row |= {f"sharpness_{name}": value for name, value in result["sharpness"].items()}
             else:
                 names = "parameters", "macs", "valid_top1", "test_top1", "seconds"
@@ -143,7 +143,8 @@ def main():
     same = dict.fromkeys(runs, CHANNELS)
     held_out = train(args, "choose", CHOOSE, {name: row["run"] for name, row in runs.items()}, 2, same)
     chosen = [max((n for n in runs if runs[n]["method"] == method), key=held_out.get) for method in METHODS]
-    four = {name: runs[name]["arch"] for name in chosen} | {name: name for name in ("DARTS_V1", "DARTS_V2")}
+    four = {name: runs[name]["genotype"] for name in chosen}
+    four |= {name: name for name in ("DARTS_V1", "DARTS_V2")}
     cells = dict(four)
     for seed in range(4):
         drawn = genotypes.random_architecture(genotypes.SPACES["darts"], torch.Generator().manual_seed(seed))
