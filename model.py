@@ -374,6 +374,25 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
+class AveragePool(nn.AvgPool2d):
+    """3 x 3 average pooling, over the pixels that lie inside the picture.
+
+    On CUDA PyTorch's gradient of it is wrong for input that lies channels last (its issue 188344, mended in
+    July 2026): with 2.11, a search step's gradients were off by a third. So there it pools a copy in the
+    ordinary layout.
+    """
+
+    def __init__(self, stride):
+        super().__init__(3, stride, padding=1, count_include_pad=False)
+
+    def forward(self, x):
+        return super().forward(x) if x.device.type == "cpu" else self.pool_copied(x)
+
+    def pool_copied(self, x):
+        y = super().forward(x.clone(memory_format=torch.contiguous_format))
+        return y.contiguous(memory_format=torch.channels_last)
+
+
 def relu_conv_bn(C_in, C_out, affine):
     """ReLU, 1 x 1 convolution, batch norm: what brings a cell's inputs to its number of channels."""
     return ConvOp(C_out, affine, Conv(C_in, C_out, 1))
@@ -410,7 +429,7 @@ OPS = {
         nn.Identity() if stride == 1 else factorized_reduce(C, C, affine)
     ),
     "max_pool_3x3": lambda C, stride, affine: nn.MaxPool2d(3, stride, padding=1),
-    "avg_pool_3x3": lambda C, stride, affine: nn.AvgPool2d(3, stride, padding=1, count_include_pad=False),
+    "avg_pool_3x3": lambda C, stride, affine: AveragePool(stride),
     "sep_conv_3x3": lambda C, stride, affine: sep_conv(C, 3, stride, affine),
     "sep_conv_5x5": lambda C, stride, affine: sep_conv(C, 5, stride, affine),
     "sep_conv_7x7": lambda C, stride, affine: sep_conv(C, 7, stride, affine),

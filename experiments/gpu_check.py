@@ -1,17 +1,18 @@
-"""Certify the scripts on a GPU, and measure what they cost there: one command, under ten minutes, no network.
+"""Certify the scripts on a GPU, and measure what they cost there: one command, without a network.
 
     python experiments/gpu_check.py                    everything, on cuda
     python experiments/gpu_check.py --only times runs  some of the sections
     python experiments/gpu_check.py --smoke            the same logic on a CPU and tiny networks
 
 Each section prints a table and RESULT lines, and one that fails does not stop the others; the exit status is
-then 1. Sections: numbers (against the CPU and float64), second (the second order), waits, same (graph against
-eager), runs (the scripts as processes: kill and resume, training from files, one process under torchrun),
-memory (too large a batch), times (a search step), train (images a second), depthwise (channels last or not).
---smoke takes the first case of each table.
+then 1. Sections: operations, numbers (against the CPU and float64), second (the second order), waits, same
+(graph against eager), runs (the scripts as processes: kill and resume, training from files, one process under
+torchrun), memory (too large a batch), times (a search step), train (images a second), depthwise (in which
+layout). Where cuDNN times its kernels first, a section may take minutes. --smoke: the first case of each.
 """
 
 import argparse
+import copy
 import itertools
 import os
 import shutil
@@ -30,6 +31,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from plain import PLAIN, copy_weights  # noqa: E402
 
+import model as layers  # noqa: E402
 import model_search  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
@@ -187,22 +189,62 @@ def seconds(job, device, most=20, budget=2.0):
 # ------------------------------------------------------------------------------------------------------------
 
 
+def operations(args):
+    """Each operation forward and backward, channels last, against the CPU in float64."""
+    print("| operation | stride | float64 | fp32 |\n|---|---|---|---|")
+    found = []
+    reset(args.device, tf32=False, benchmark=False)
+    for (name, make), stride in itertools.product(layers.OPS.items(), (1, 2)):
+        if name == "none":
+            continue
+        torch.manual_seed(0)
+        op, x = make(8, stride, True).double(), torch.randn(8, 8, 16, 16, dtype=torch.float64)
+
+        def run(device, dtype, op=op, x=x):
+            mine = copy.deepcopy(op).to(device, dtype)
+            x = x.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
+            y = mine(x)
+            g = torch.randn(y.shape, generator=utils.generator(0, 0), dtype=torch.float64).to(y)
+            by = torch.autograd.grad(y, [x, *mine.parameters()], g)
+            return torch.cat([value.detach().cpu().double().flatten() for value in (y, *by)])
+
+        wanted = run("cpu", torch.float64)
+        errors = [difference(run(args.device, dtype), wanted) for dtype in (torch.float64, torch.float32)]
+        print(f"| {name} | {stride} | " + " | ".join(f"{e:.1e}" for e in errors) + " |")
+        found.append(errors)
+    expect("operations, float64", max(double for double, _ in found), 1e-9)
+    expect("operations, fp32", max(single for _, single in found), 1e-2)
+
+
 def numbers(args):
-    """Losses and gradients of one step against those of the CPU in float64."""
+    """Losses and gradients of one step against those of the CPU in float64. In fp32 a ReLU can fall on the
+    other side of 0, on a CPU too, whose errors stand beside."""
     print("| space | method | precision | loss | alpha's gradient | weights' gradient |")
     print("|---|---|---|---|---|---|")
-    batch = 16
     for space, (method, flags) in some(args, SUPERNETS, METHODS.items()):
-        cpu = argparse.Namespace(device=torch.device("cpu"), smoke=args.smoke)
-        wanted = both_gradients(Job(cpu, flags, space, batch, torch.float64, small=True))
-        precisions = ("fp32", False, ""), ("TF32", True, ""), ("bf16", True, " --amp bf16")
-        for precision, tf32, amp in precisions[: 1 if args.smoke else 3]:
-            reset(args.device, tf32)
-            got = both_gradients(Job(args, flags + amp, space, batch, small=True))
-            errors = [difference(a, b) for a, b in zip(got, wanted, strict=True)]
-            print(f"| {space} | {method} | {precision} | " + " | ".join(f"{e:.1e}" for e in errors) + " |")
-            if precision == "fp32":
-                expect(f"{space} {method} against the CPU", max(errors), 1e-3)
+        numbers_of(args, space, method, flags + " --neighbors 8")  # of four images each
+
+
+def numbers_of(args, space, method, flags):
+    cpu = argparse.Namespace(device=torch.device("cpu"), smoke=args.smoke)
+
+    def gradients(where, dtype, tf32=False, amp="none"):
+        reset(args.device, tf32, benchmark=False)
+        return both_gradients(Job(where, f"{flags} --amp {amp}", space, 32, dtype, small=True))
+
+    def worst(precision, *how, **more):
+        errors = [difference(a, b) for a, b in zip(gradients(*how, **more), wanted, strict=True)]
+        row = " | ".join(f"{e:.1e}" for e in errors)
+        print(f"| {space} | {method} | {precision} | {row} |", flush=True)
+        return max(errors)
+
+    wanted = gradients(cpu, torch.float64)
+    rounding = worst("fp32, CPU", cpu, torch.float32)
+    expect(f"{space} {method} float64", worst("float64", args, torch.float64), 1e-6)
+    expect(f"{space} {method} fp32", worst("fp32", args, torch.float32), 1e-3 + 10 * rounding)
+    if not args.smoke:
+        worst("TF32", args, torch.float32, tf32=True)
+        worst("bf16", args, torch.float32, tf32=True, amp="bf16")
     reset(args.device)
 
 
@@ -217,7 +259,7 @@ def second(args):
     print("| precision | error of the second-order term | of the whole gradient |\n|---|---|---|")
 
     def term(dtype, flags=""):
-        whole = Job(args, f"--unrolled --neighbors 4 {flags}", "nasbench201", 16, dtype)
+        whole = Job(args, f"--unrolled --neighbors 4 {flags}", "nasbench201", 16, dtype, small=True)
         whole.lr.mul_(0)
         first = whole.arch_gradient()[1].clone()
         whole.lr.fill_(0.025)
@@ -226,24 +268,25 @@ def second(args):
 
     wanted = term(torch.float64)
     for name, tf32 in (("fp32", False), ("TF32", True))[: 1 if args.smoke else 2]:
-        reset(args.device, tf32)
+        reset(args.device, tf32, benchmark=False)
         errors = [difference(a, b) for a, b in zip(term(torch.float32), wanted, strict=True)]
         print(f"| {name} | {errors[0]:.1%} | {errors[1]:.1%} |")
-        print(f"RESULT second_order_{name} term={errors[0]:.3f} gradient={errors[1]:.4f}")
+        if not tf32:
+            expect("second order, the term it adds", errors[0], 0.05)
     reset(args.device)
 
 
 def times(args):
     """Seconds and peak memory of a search step in the DARTS space."""
-    print("| | batch | precision | edges | how | ms a step | GiB |\n|---|---|---|---|---|---|---|")
+    print("| | batch | precision | edges | how | start (s) | step (ms) | GiB |\n" + "|---" * 8 + "|")
     small, large = (16, 16) if args.smoke else (64, 256)
-    cases = [(method, small, "fp32", "together", "eager") for method in (*METHODS, "plain")]
-    cases += [(method, small, "fp32", "together", "graph") for method in METHODS]
+    cases = [(method, small, "fp32", "together", "graph") for method in METHODS]
     cases += [("shared", small, "bf16", "together", "graph"), ("shared", small, "fp32", "apart", "graph")]
     cases += [("shared", large, precision, "together", "graph") for precision in ("fp32", "bf16")]
     cases += [("radius 0", small, "bf16", "together", "graph")]
     cases += [("second order", small, "fp32", "together", "graph")]
     cases += [("shared", small, "fp32", "together", "graph, benchmark off")]
+    cases += [(method, small, "fp32", "together", "eager") for method in (*METHODS, "plain")]
     for method, batch, precision, edges, how in cases[: 2 if args.smoke else None]:
         reset(args.device, tf32=method != "second order", benchmark="off" not in how)
         model_search.TOGETHER[args.device.type] = edges == "together"
@@ -254,11 +297,16 @@ def times(args):
             else:
                 flags = METHODS.get(method, "--unrolled") + (" --amp bf16" if precision == "bf16" else "")
                 step = Job(args, flags, batch=batch, graph=how != "eager").step
+            begun = time.perf_counter()
+            step()
+            if args.device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter() - begun
             ms = 1000 * seconds(step, args.device, budget=0.6)
             memory = torch.cuda.max_memory_reserved() / 2**30 if args.device.type == "cuda" else 0.0
-            print(f"{row} {ms:.1f} | {memory:.1f} |", flush=True)
+            print(f"{row} {start:.0f} | {ms:.1f} | {memory:.1f} |", flush=True)
         except RuntimeError as error:
-            print(f"{row} {utils.one_line(error)[:60]} | |", flush=True)
+            print(f"{row} {utils.one_line(error)[:60]} | | |", flush=True)
         step = None
     reset(args.device)
 
@@ -402,7 +450,7 @@ def runs(args):
     with tempfile.TemporaryDirectory() as folder:
         common = ["--dataset", "shapes", "--device", args.device.type, "--batch_size", "64"]
         tiny = "--image_size 8 --init_channels 2 --layers 1 --space nasbench201 --batch_size 496".split()
-        tiny = tiny if args.smoke else []
+        tiny = tiny if args.smoke else ["--space", "nasbench201", "--layers", "1"]
         # A search, killed after its first epoch and resumed
         path = os.path.join(folder, "search")
         flags = [*common, *tiny, "--epochs", "2"]
@@ -471,8 +519,8 @@ def images(root, count):
 
 
 SECTIONS = dict(
-    numbers=numbers, second=second, waits=waits, same=same, runs=runs, memory=memory, times=times,
-    train=train, depthwise=depthwise,
+    operations=operations, numbers=numbers, second=second, waits=waits, same=same, runs=runs, memory=memory,
+    times=times, train=train, depthwise=depthwise,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -3,13 +3,16 @@ shapes, types and a device but no values, a step that mixes devices or waits for
 together as on CUDA; autocast, which meta does not have, is left out. Where there is a GPU,
 experiments/gpu_check.py says more."""
 
+import itertools
 from contextlib import nullcontext
 
 import forks
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import model as layers
 import model_search
 import search
 import train
@@ -69,6 +72,33 @@ def test_a_step_of_second_order():
     lr = torch.empty((), device=META)
     loss, *by_q = search.unrolled_gradient(model, optimizer, (x, y, q), (x, y, q), args, lr)
     assert loss.device == META and all(by.shape == q.shape and by.device == META for by in by_q)
+
+
+class Pooled(TorchDispatchMode):
+    """The strides of what padded average pooling takes, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.strides = {False: [], True: []}  # by whether it is the backward pass
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        if "avg_pool2d" in f.name():
+            backward = "backward" in f.name()
+            x, _, _, padding = args[backward : backward + 4]
+            self.strides[backward] += [x.stride()] if any(padding) else []
+        return f(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("space", SUPERNETS)
+def test_padded_average_pooling_is_never_channels_last(space):
+    """Where its gradient is wrong on CUDA; see model.AveragePool."""
+    model, _, args, batch = made(space, "--neighborhood 0")
+    with Pooled() as pooled:
+        search.arch_gradient(model, *batch, args)
+    pools = sum(isinstance(module, layers.AveragePool) for module in model.modules())
+    assert len(pooled.strides[False]) == pools and pooled.strides[True]
+    for _, channel, row, pixel in itertools.chain(*pooled.strides.values()):
+        assert channel > row >= pixel == 1
 
 
 def test_a_value_cannot_be_had():

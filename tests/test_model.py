@@ -204,6 +204,19 @@ def test_wide_filters_are_a_convolution(C, stride):
         assert torch.autograd.gradgradcheck(lambda x, w: WideFilters.apply(x, w, stride), (x, weight))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_average_pool_of_a_gpu_is_that_of_a_cpu(stride):
+    torch.manual_seed(0)
+    pool = model.OPS["avg_pool_3x3"](3, stride, False)
+    for H, W in SIDES:
+        x = drawn_images(2, 3, H, W)
+        got, expected = pool.pool_copied(x), F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+        assert torch.equal(got, expected) and got.is_contiguous(memory_format=torch.channels_last)
+        g = torch.randn_like(got)
+        by_x = [torch.autograd.grad(y, x, g)[0] for y in (got, expected)]
+        assert torch.allclose(*by_x, rtol=1e-12, atol=1e-12), (H, W)
+
+
 @pytest.mark.parametrize("H,W", SIDES)
 def test_phases_are_put_together_again(H, W):
     x = drawn_images(3, 2, H, W)
