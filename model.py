@@ -378,8 +378,8 @@ class AveragePool(nn.AvgPool2d):
     """3 x 3 average pooling, over the pixels that lie inside the picture.
 
     On CUDA PyTorch's gradient of it is wrong for input that lies channels last (its issue 188344, mended in
-    July 2026): with 2.11, a search step's gradients were off by a third. So there it pools a copy in the
-    ordinary layout.
+    July 2026): with 2.11, a search step's gradients were off by a third, see RESULTS.md. So everywhere but on
+    a CPU a copy in the ordinary layout is pooled.
     """
 
     def __init__(self, stride):

@@ -118,7 +118,7 @@ def test_sharpness():
 
 def test_the_check_of_a_gpu_runs(tmp_path):
     """Its logic, on a CPU; not the sections that only take times, or run whole searches."""
-    sections = "second train depthwise"
+    sections = "operations second train depthwise"
     done = forks.run("experiments/gpu_check.py", "--smoke", "--only", *sections.split(), cwd=tmp_path)
     assert done.status == 0 and done.out.endswith("RESULT gpu_check passed\n"), done
     assert all(f"({name}: " in done.out for name in sections.split())
