@@ -3,13 +3,14 @@
     python sample.py --algo rs --bench T.csv                       NA-RS on the NAS-Bench-201 table
     python sample.py --algo ls --bench T.csv --budget 200          NA-LS; --algo ea: NA-REA
     python sample.py --algo rs --neighborhood 0 --budget 100 --repeats 500 --bench T.csv    RS, mean and sd
-    python sample.py --algo rs --eval train --space darts --budget 50 [flags of train.py]   by training
+    python sample.py --algo rs --eval train --space darts --budget 400 [flags of train.py]  by training
     torchrun --nproc_per_node 8 sample.py --algo rs --eval train ...    the same, in 8 processes
     python sample.py --algo ls --eval supernet --space darts [flags of train.py]            by weight sharing
 
 NA-RS draws architectures and keeps the one with the best g over its neighborhood; NA-LS is a best-first local
 search, and NA-REA regularised evolution; with --neighborhood 0 they are RS, LS and REA. They never pay for an
-architecture twice.
+architecture twice. Neighbors and mutations change an operation: in the DARTS space, whose edges begin where a
+random draw put them, LS and REA keep these inputs, unlike REA as published.
 
 On a table, --bench, they search one column, whose error is 100 less the accuracy, and report the others. By
 training, --eval train, each architecture is trained by train.py's loop on one part of the images, and its
@@ -88,7 +89,7 @@ def parse_args(argv=None):
     add("--samples", type=within(int, 1, 1_000_000), help="architectures to draw (rs), to expand (ls) or "
         "children (ea) (default: 1000 for rs on a table)")
     add("--budget", type=within(int, 1, 1_000_000), help="most evaluations, each architecture paid once "
-        "(default: 200 for ls and ea on a table, 100 by training)")
+        "(default: 200 for ls and ea on a table; with --eval 100, in the space darts 400)")
     add("--starts", type=within(int, 1, 1_000_000),
         help="random architectures that ls begins with (default: 2/5 of the budget)")
     # The evaluator
@@ -126,7 +127,7 @@ def parse_args(argv=None):
     if args.samples is None and args.budget is None:
         args.samples, args.budget = (1000, None) if args.algo == "rs" else (None, 200)
         if args.eval:
-            args.samples, args.budget = None, 100
+            args.samples, args.budget = None, 400 if args.space == "darts" else 100
     if args.algo == "ls" and args.starts is None:
         args.starts = max(1, 2 * args.budget // 5) if args.budget else 10
     check_args(parser, args)
@@ -182,10 +183,10 @@ def check_args(parser, args):
             f"--neighborhood {args.neighborhood} has {ball:,} members in the space {args.space}: sample some "
             "with --neighbors, or choose a smaller radius"
         )
-    if args.algo == "rs" and args.budget and args.budget < ball:
+    if args.algo == "rs" and args.budget and args.neighborhood and args.budget < 2 * ball:
         parser.error(
-            f"--budget {args.budget} does not cover a neighborhood of {ball}: raise it, or sample fewer "
-            "--neighbors"
+            f"--budget {args.budget} does not cover two neighborhoods of {ball}, to compare: raise it, or "
+            "sample fewer --neighbors"
         )
 
 

@@ -60,7 +60,7 @@ PANELS = {
     "Accuracy (%)": "weight_accuracy train_top1 arch_accuracy valid_top1 test_top1".split(),
     "Learning rate": ["learning_rate"],
     "Skip connections in the cell (edges)": ["skip_connects"],
-    "Entropy of the mixture (nats, mean of edges)": ["entropy"],
+    "Entropy of softmax(alpha) (nats, mean of edges)": ["entropy"],
 }
 HELD_OUT = "arch_loss valid_loss test_loss arch_accuracy valid_top1 test_top1".split()
 # Flags by which the runs of one method may differ, as seeds of it, and those that its name tells

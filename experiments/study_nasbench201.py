@@ -166,11 +166,11 @@ def finished(path):
 
 def run_to_the_end(program, flags, path):
     """A run, or what is left of it, in its own folder on one thread. program: the script and what comes first
-    on its command line. flags: the words of a run that has not begun."""
+    on its command line. flags: its words, which a run that has begun must have been given too."""
     if finished(path):
         return
     begun = os.path.exists(os.path.join(path, "checkpoint.pt"))
-    words = ["--resume", path] if begun else [*flags, "--save", path]
+    words = [*flags, "--resume" if begun else "--save", path]
     quiet = dict(stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     status = subprocess.run([sys.executable, *program, *words], **quiet).returncode
     if status:

@@ -145,7 +145,7 @@ def test_another_supernet(tmp_path, few_shapes, refused, monkeypatch):
     monkeypatch.setattr(sample, "IMAGES", 16)
     flags, ops = f"{SUPERNET} --space darts --layers 3 --budget 30", "max_pool_3x3 skip_connect sep_conv_3x3"
     do(sample, f"{flags} --algo ea --ops {ops} --save whole")
-    do(sample, f"--algo rs --eval supernet --budget 20 --supernet whole --ops {' '.join(S2)} --save part")
+    do(sample, f"--algo rs --eval supernet --budget 40 --supernet whole --ops {' '.join(S2)} --save part")
     for name in ("whole", "part"):
         (row,) = outcome(name).rows
         assert set(operations(parse_architecture(row["arch"]))) <= set(ops.split() if name == "whole" else S2)

@@ -185,7 +185,7 @@ def test_a_training_that_diverges_counts_as_zero(tmp_path, capsys, monkeypatch):
 
 FLAGS = [
     (f"{NB201} --epochs 0", "--epochs: 0 is out of range: it lies between 1"),
-    (f"{NB201} --budget 2", "does not cover a neighborhood of 3"),
+    (f"{NB201} --budget 5", "does not cover two neighborhoods of 3"),
     (f"{DARTS} --neighborhood 17", "17 is out of range: it lies between 0 and 16"),
     (f"{DARTS} --neighborhood 5 --neighbors 0", "has 36,449,665 members in the space darts"),
     (f"{NB201} --batch_size 700", "625 training images do not fill a batch of 700"),

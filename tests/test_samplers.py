@@ -239,7 +239,7 @@ FLAGS = [
     ("--bench t.csv --eval train", "give one evaluator"),
     ("--bench t.csv --space darts", "give --space nasbench201"),
     ("--algo ls --bench t.csv --budget 0", "0 is out of range"),
-    ("--bench t.csv --budget 24", "does not cover a neighborhood of 25"),
+    ("--bench t.csv --budget 49", "does not cover two neighborhoods of 25"),
     ("--algo ls --bench t.csv --budget 50 --starts 51", "--starts 51 is more than the --budget 50"),
     ("--bench t.csv --neighborhood 7", "has 6 edges"),
     ("--bench t.csv --resume r", "there is no checkpoint r: give --resume a folder that a run wrote"),

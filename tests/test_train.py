@@ -358,6 +358,9 @@ def test_batches_from_files(image_folder, monkeypatch):
     assert [len(batch) for batch in pieces] == [2, 2] and torch.equal(pieces[1][1][1], whole[1][0][1][4:])
     shares = [list(epoch(1, 4, shard=slice(rank, None, 2))[0]) for rank in (0, 1)]
     assert set(shares[0][:4] + shares[1][:4]) == set(first[:8]) and not set(shares[0]) & set(shares[1])
+    data.transform = lambda image: torch.rand(3, 2, 2)
+    drawn = [epoch(1, 4, workers=1, shard=slice(rank, None, 2))[1][0][0][0] for rank in (0, 1)]
+    assert not torch.equal(*drawn)  # processes augment apart
 
 
 def test_training_from_files_and_resuming(image_folder, tmp_path):
