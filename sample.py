@@ -9,8 +9,8 @@
 
 NA-RS draws architectures and keeps the one with the best g over its neighborhood; NA-LS is a best-first local
 search, and NA-REA regularised evolution; with --neighborhood 0 they are RS, LS and REA. They never pay for an
-architecture twice. Neighbors and mutations change an operation: in the DARTS space, whose edges begin where a
-random draw put them, LS and REA keep these inputs, unlike REA as published.
+architecture twice. Neighbors and mutations change operations alone: in the DARTS space the edges keep the
+inputs that were drawn, unlike in REA as published.
 
 On a table, --bench, they search one column, whose error is 100 less the accuracy, and report the others. By
 training, --eval train, each architecture is trained by train.py's loop on one part of the images, and its
@@ -69,6 +69,7 @@ from utils import within
 # What may change on --resume
 MAY_DIFFER = "samples budget save resume training bench".split()
 LAYERS = {"darts": 8, "nasbench201": 1}  # of a supernet
+BUDGETS = {"darts": 400, "nasbench201": 100}  # with --eval: four whole neighborhoods
 # On the supernet: held-out images of an evaluation; neighborhoods that are compared with the table
 IMAGES, CENTERS = 500, 50
 
@@ -127,7 +128,7 @@ def parse_args(argv=None):
     if args.samples is None and args.budget is None:
         args.samples, args.budget = (1000, None) if args.algo == "rs" else (None, 200)
         if args.eval:
-            args.samples, args.budget = None, 400 if args.space == "darts" else 100
+            args.samples, args.budget = None, BUDGETS[args.space]
     if args.algo == "ls" and args.starts is None:
         args.starts = max(1, 2 * args.budget // 5) if args.budget else 10
     check_args(parser, args)

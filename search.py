@@ -22,9 +22,10 @@ normalised by the mean and deviation of the training set at hand; batches are al
 architecture step come from one iterator that cycles; the architecture half is evaluated without augmentation;
 random crops are padded by an eighth of the side, which is DARTS's 4 pixels at 32 x 32; the architecture step
 leaves the running statistics of batch norm alone, which only evaluation reads; and the second-order step does
-not scale the optimizer's momentum in passing. Under torchrun, batch norm sees a process's share of the batch,
-but with a neighbor's own statistics, which are of its images alone. With GDAS on one CPU process, momentum,
-weight decay and running statistics of operations that a step does not sample rest; elsewhere they go on.
+not scale the optimizer's momentum in passing. Under torchrun, batch norm sees a process's share of the batch;
+only a neighbor's own statistics do not depend on the number of processes. With GDAS on one CPU process, an
+operation that a step does not sample stays as it is; elsewhere its momentum, weight decay and running
+statistics go on.
 """
 
 import argparse

@@ -256,11 +256,11 @@ class FileBatches:
     def __init__(self, data, index, size, workers, device, mean, std, pieces=1, seed=None, shard=slice(None)):
         rank, world = shard.start or 0, shard.step or 1
         self.data, self.device, self.norm = data, device, dict(mean=mean, std=std)
-        self.pieces, self.seed, self.rank, self.world, self.g = pieces, seed, rank, world, torch.Generator()
+        self.pieces, self.seed, self.g = pieces, seed, torch.Generator()
         subset, self.sampler = Subset(data, index.tolist()), None
         if seed is not None:
             self.sampler = DistributedSampler(subset, world, rank, seed=seed, drop_last=True)
-        # Workers start anew each epoch, so that what they draw follows from its number and the process alone.
+        # Workers start anew each epoch, so that what they draw follows from its number alone.
         self.loader = DataLoader(
             subset, size, sampler=self.sampler, num_workers=workers, pin_memory=device.type == "cuda",
             generator=self.g, drop_last=seed is not None,
@@ -281,7 +281,8 @@ class FileBatches:
 
     def start_epoch(self, epoch):
         self.sampler.set_epoch(epoch)
-        self.g.manual_seed((self.seed * 100_003 + epoch) * self.world + self.rank)
+        number = self.seed * 100_003 + epoch
+        self.g.manual_seed(number * self.sampler.num_replicas + self.sampler.rank)  # processes augment apart
         self.batches = iter(self)
 
     def __next__(self):

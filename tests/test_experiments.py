@@ -218,9 +218,7 @@ def test_the_study_of_searches_goes_on_and_compares_by_seed(table, tmp_path, cap
 
     def run(command, **options):
         """A search, forked, which takes less time to start than a process of its own."""
-        done = forks.run(*command[1:], cwd=tmp_path)
-        assert done.status == 0, done.err
-        return argparse.Namespace(returncode=done.status)
+        return argparse.Namespace(returncode=forks.run(*command[1:], cwd=tmp_path).status)
 
     monkeypatch.setattr(study_nasbench201, "subprocess", argparse.Namespace(run=run, DEVNULL=None))
     monkeypatch.setattr(study_nasbench201, "COLUMNS", ("cifar10_valid_200", "cifar100_test_200"))
@@ -250,6 +248,10 @@ def test_the_study_of_searches_goes_on_and_compares_by_seed(table, tmp_path, cap
     assert (
         again.count(", seed ") == 1 and again[again.index("\nhealthy") :] == first[first.index("\nhealthy") :]
     )
+    os.remove(path.format("DARTS", 1))
+    monkeypatch.setitem(study_nasbench201.SETTINGS, "healthy", f"{tiny} --learning_rate 0.1")
+    with pytest.raises(SystemExit, match="status 2"):  # a begun run is not taken for one of other flags
+        study_nasbench201.main()
 
 
 def test_what_steps_ask_of_operations(tmp_path, capsys, few_shapes, no_sharpness):
