@@ -478,7 +478,7 @@ def _nasbench201_of(data, text):
 def _checked_genotype(values):
     """A Genotype from a dict of plain lists, every entry checked."""
     if not isinstance(values, dict) or not {"normal", "reduce"} <= set(values) <= set(Genotype._fields):
-        raise ValueError(f"a genotype holds exactly {', '.join(Genotype._fields)}")
+        raise ValueError("a genotype holds normal and reduce, and may hold normal_concat and reduce_concat")
     fields = {}
     for kind in ("normal", "reduce"):
         pairs = values[kind]

@@ -377,9 +377,9 @@ class Zero(nn.Module):
 class AveragePool(nn.AvgPool2d):
     """3 x 3 average pooling, over the pixels that lie inside the picture.
 
-    On CUDA PyTorch's gradient of it is wrong for input that lies channels last (its issue 188344, mended in
-    July 2026): with 2.11, a search step's gradients were off by a third, see RESULTS.md. So everywhere but on
-    a CPU a copy in the ordinary layout is pooled.
+    On CUDA PyTorch's gradient of it is wrong where padded input lies channels last (its issue 188344, mended
+    in July 2026): with 2.11, a search step's gradients were off by a third, see RESULTS.md. So everywhere but
+    on a CPU a copy in the ordinary layout is pooled.
     """
 
     def __init__(self, stride):
@@ -486,15 +486,14 @@ class Cell(nn.Module):
 
     def forward(self, s0, s1, p):
         nodes = [self.preprocess0(s0), self.preprocess1(s1)]
-        terms = []
-        for op, source in zip(self.ops, self.sources, strict=True):
+        for i, (op, source) in enumerate(zip(self.ops, self.sources, strict=True)):
             term = op(nodes[source])
             if self.training and p is not None and not isinstance(op, nn.Identity):
                 term = drop_path(term, p)
-            terms.append(term)
-            if len(terms) == 2:
-                nodes.append(terms[0] + terms[1])
-                terms = []
+            if i % 2:  # the second of its node
+                nodes[-1] = nodes[-1] + term
+            else:
+                nodes.append(term)
         return torch.cat([nodes[i] for i in self.concat], dim=1)
 
 
@@ -605,13 +604,11 @@ class NetworkNasBench201(nn.Module):
     """The network of NAS-Bench-201: three stages of cells.
 
     C: channels of the first stage. classes: outputs. layers: cells a stage. arch: the architecture string.
-    It has neither an auxiliary head nor drop path: auxiliary has to be False, and drop_path is not used.
+    It has neither an auxiliary head nor drop path: auxiliary and drop_path are not used.
     """
 
     def __init__(self, C, classes, layers, auxiliary, arch):
         super().__init__()
-        if auxiliary:
-            raise ValueError("the NAS-Bench-201 network has no auxiliary head")
         self.stem = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), BatchNorm(C))
         self.blocks = nn.Sequential()
         for stage in range(3):

@@ -6,8 +6,8 @@
   under p[k]. Each group has its own batch norm statistics, so one pass with n groups is n separate passes, at
   the cost of one: inside, the groups lie side by side in the channels, see model.py. After
   `model.share_statistics(True)` those of all groups together normalise each, in training mode.
-Operations that no group uses, since architectures are discrete, are not computed where `used` (cells, E, O),
-as lists, says so: a discrete architecture costs what it has. No gradient by their weights in p arrives then.
+`used` (cells, E, O), as lists, says which operations some group has a weight for. The others are not
+computed, and their weights in p get no gradient, so a discrete architecture costs what it has.
 
 The networks are those of DARTS (Liu, Simonyan, Yang; ICLR 2019) and NAS-Bench-201 (Dong, Yang; ICLR 2020).
 Five things are computed otherwise than there, with the same result: `none` costs nothing; what depends on an
@@ -17,6 +17,7 @@ norm that ends an operation, unless groups share statistics; and depthwise convo
 `DilatedDepthwise` and `WideFilters` say.
 """
 
+from collections import OrderedDict
 from contextlib import contextmanager
 
 import torch
@@ -29,6 +30,7 @@ from model import (
     BatchNorm,
     ConvOp,
     ResidualBlock,
+    Stage,
     Zero,
     batch_to_groups,
     bodies_together,
@@ -39,21 +41,6 @@ from model import (
     run_groups,
     starts_depthwise,
 )
-
-
-class NormalisedPool(nn.Module):
-    """Pooling with a batch norm after it, as every pooling of the DARTS supernet has."""
-
-    takes_groups = True
-
-    def __init__(self, pool, C):
-        super().__init__()
-        self.pool = pool
-        self.norm = BatchNorm(C, affine=False)
-
-    def forward(self, x, n=1):
-        return self.norm(self.pool(x), n)
-
 
 # Whether the edges that leave a node are computed together, by kind of device: fewer and larger calls, which
 # pay on a GPU and not on a CPU.
@@ -84,8 +71,9 @@ class MixedCell(nn.Module):
                 if isinstance(op, ConvOp):
                     self.own[-1][str(o)] = op
                 elif not isinstance(op, Zero) and str(o) not in self.shared[source]:
-                    pool = space.name == "darts" and isinstance(op, (nn.MaxPool2d, nn.AvgPool2d))
-                    self.shared[source][str(o)] = NormalisedPool(op, C) if pool else op
+                    if space.name == "darts" and isinstance(op, (nn.MaxPool2d, nn.AvgPool2d)):
+                        op = Stage(OrderedDict(pool=op, norm=BatchNorm(C, affine=False)))  # as in DARTS
+                    self.shared[source][str(o)] = op
         # Where the weights of both kinds stand in a mixture (E O,): by source, by operation and edge
         self.own_places = [[(e, o) for o in self.own[edges[0]] for e in edges] for edges in self.leaving]
         shared = [[(e, o) for e in edges for o in self.shared[i]] for i, edges in enumerate(self.leaving)]

@@ -171,11 +171,13 @@ def convert(folder, target=None):
     if not names:
         raise utils.BadInput(f"{folder} holds no NATS-Bench files: expected NNNNNN.pickle.pbz2")
     rows = {}
-    if os.path.isdir(target):
-        raise utils.BadInput(f"{target} is a folder: name a file OUT.csv")
     if os.path.exists(target):
-        with open(target, newline="", encoding="utf-8") as file:
-            rows = {row.get("index"): row for row in csv.DictReader(file)}
+        try:
+            with open(target, newline="", encoding="utf-8") as file:
+                rows = {row.get("index"): row for row in csv.DictReader(file)}
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            reason = utils.one_line(error)
+            raise utils.BadInput(f"{target} is no table ({reason}): move it, or name OUT.csv") from None
         if rows and not all(row.keys() == {"index", "arch", *COLUMNS} for row in rows.values()):
             raise utils.BadInput(f"{target} is another table, with other columns: move it, or name OUT.csv")
     new = [os.path.join(folder, name) for name in names if name[:6] not in rows]

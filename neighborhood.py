@@ -87,7 +87,7 @@ def move(p, s):
     """The mass of the most likely operation k moved to operation l = k + s: p + p_k (1_l - 1_k)."""
     O = p.shape[-1]  # noqa: E741
     k = p.argmax(-1)
-    gain = F.one_hot((k + s) % O, O) - F.one_hot(k, O).expand(*s.shape, O)
+    gain = F.one_hot((k + s) % O, O) - F.one_hot(k, O)
     return p + p.gather(-1, k[..., None]) * gain
 
 

@@ -92,7 +92,7 @@ def parse_args(argv=None):
     add("--budget", type=within(int, 1, 1_000_000), help="most evaluations, each architecture paid once "
         "(default: 200 for ls and ea on a table; with --eval 100, in the space darts 400)")
     add("--starts", type=within(int, 1, 1_000_000),
-        help="random architectures that ls begins with (default: 2/5 of the budget)")
+        help="random architectures that ls begins with (default: 2/5 of the budget, or 10)")
     # The evaluator
     add("--space", choices=SPACES, help="search space (default: darts; with --bench nasbench201)")
     add("--ops", nargs="+", metavar="OP", help="candidate operations, of those of the space (default: all)")
@@ -121,6 +121,8 @@ def parse_args(argv=None):
     except utils.BadInput as error:
         parser.error(str(error))
     args, args.training = parser.parse_known_args(words)
+    if args.eval and any(word.partition("=")[0] == "--arch" for word in args.training):
+        parser.error("--arch: a search draws its architectures itself; leave it out")
     if args.training and not args.eval:
         parser.error(f"unrecognized arguments: {shlex.join(args.training)}")
     if args.space is None:
@@ -239,15 +241,13 @@ def search(args, f, rng, wave=1):
     def choose(items, k):
         return [items[i] for i in torch.randint(len(items), (k,), generator=rng).tolist()]
 
-    evaluations = Evaluations(f, args.budget)
+    evaluations, score = Evaluations(f, args.budget), g if args.neighborhood else None
     if args.algo == "rs":
         found = random_search(evaluations, draw, neighborhood, g, args.samples, wave)
     elif args.algo == "ls":
-        g = g if args.neighborhood else None
-        found = local_search(evaluations, draw, neighborhood, g, args.starts, args.samples)
+        found = local_search(evaluations, draw, neighborhood, score, args.starts, args.samples)
     else:
-        g = g if args.neighborhood else None
-        found = evolution(evaluations, draw, mutate, choose, neighborhood, g, args.samples)
+        found = evolution(evaluations, draw, mutate, choose, neighborhood, score, args.samples)
     arch = min(found, key=found.get)
     return arch, found[arch], len(evaluations.known)
 

@@ -11,8 +11,8 @@
 DARTS (Liu, Simonyan, Yang; ICLR 2019) trains the weights of a supernet on one half of the training set, and
 its architecture parameters alpha on the other half, in alternating steps. NA-DARTS replaces the validation
 loss of the architecture step by `g(f(N(a)))`, an aggregate over neighbors of the current mixture that share
-the supernet's weights; see neighborhood.py. The neighbors run in one pass, each on its share of the batch, so
-NA-DARTS costs what DARTS costs.
+the supernet's weights; see neighborhood.py. By default the neighbors run in one pass, each on its share of
+the batch, so NA-DARTS costs what DARTS costs.
 
 A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json, result.json, cell.png.
 `--resume FOLDER` goes on from the last epoch, to the same result bit for bit on a CPU.
@@ -23,9 +23,9 @@ architecture step come from one iterator that cycles; the architecture half is e
 random crops are padded by an eighth of the side, which is DARTS's 4 pixels at 32 x 32; the architecture step
 leaves the running statistics of batch norm alone, which only evaluation reads; and the second-order step does
 not scale the optimizer's momentum in passing. Under torchrun, batch norm sees a process's share of the batch;
-only a neighbor's own statistics do not depend on the number of processes. With GDAS on one CPU process, an
-operation that a step does not sample stays as it is; elsewhere its momentum, weight decay and running
-statistics go on.
+only a neighbor's own statistics do not depend on the number of processes. With first-order GDAS on one CPU
+process, an operation that a step does not sample stays as it is; elsewhere its momentum, weight decay and
+running statistics go on.
 """
 
 import argparse
@@ -78,8 +78,8 @@ def mixtures(alpha, shifts, args, g, t=0.0):
 
 
 def by_alpha(alpha, q, by_q, args):
-    """The gradient by alpha from one by mixtures q. As in GDAS, of a sampled architecture only the operations
-    that it has say something."""
+    """The gradient by alpha that follows from one by mixtures q. As in GDAS, of a sampled architecture only
+    the operations that it has pass a gradient on."""
     by_q = by_q * (q != 0) if args.relax == "gumbel" else by_q
     return torch.autograd.grad(q, alpha, by_q)[0]
 
@@ -102,8 +102,8 @@ def neighborhood_loss(model, x, y, q, args, weights=None):
 
 
 def operations_used(q, args):
-    """Which operations to compute for sampled architectures q, as the supernet takes it; None for all. On a
-    GPU, where a step is one graph, and where processes exchange gradients, it is all."""
+    """Which operations to compute for sampled architectures q, as the supernet takes it. None, for all: on a
+    GPU, where a step is one graph, where processes exchange gradients, and in second order."""
     if args.relax != "gumbel" or args.unrolled or q.device.type != "cpu" or utils.processes()[1] > 1:
         return None
     return (q != 0).any(0).tolist()
@@ -281,8 +281,8 @@ def parse_args(argv=None):
     if args.space is None:
         args.space = "nasbench201" if args.bench else "darts"
     if args.neighbors is None:
-        sampled = utils.processes()[1] if args.relax != "softmax" else 16
-        args.neighbors = 1 if args.perturb == "ascent" else sampled
+        default = 16 if args.relax == "softmax" else utils.processes()[1]
+        args.neighbors = 1 if args.perturb == "ascent" else default
     if args.neighbor_norm is None:
         split = args.neighbor_batch == "split"
         args.neighbor_norm = "shared" if split and args.space == "darts" else "own"
@@ -319,6 +319,10 @@ def check_args(parser, args):
         parser.error("--amp bf16 drowns the finite difference of --unrolled: leave one of them out")
     if args.resume and args.save not in (None, args.resume):
         parser.error("--resume goes on in its own folder: leave --save out")
+    if args.resume and not os.path.isdir(args.resume):
+        parser.error(f"--resume {args.resume} is not a run folder: give the folder that it lies in")
+    if args.neighborhood and args.agg != "mean" and (args.neighbors == 1 or args.perturb == "ascent"):
+        parser.error(f"--agg {args.agg} does nothing where a step evaluates one neighbor: leave it out")
     plain = not args.unrolled and args.relax == "softmax" and args.weight_step == "center"
     if args.perturb == "ascent" and not plain:
         parser.error("--perturb ascent goes with --relax softmax, first order and --weight_step center")
@@ -445,9 +449,8 @@ def search(args, rank, world, device):
         lr_tensor = torch.tensor(lr, device=device)
         weight_losses, arch_losses, right = [], [], []
         for step in range(1, steps + 1):
-            [(x, y)], shifts = next(weight_batches), center
-            if args.weight_step == "neighbors":
-                shifts = draw(epoch)
+            [(x, y)] = next(weight_batches)
+            shifts = draw(epoch) if args.weight_step == "neighbors" else center
 
             # ---- Architecture step: the loss over the neighborhood, on images of the other half ----
             if epoch > args.arch_warmup:
@@ -457,7 +460,7 @@ def search(args, rank, world, device):
                     gradient = by_alpha(alpha, near, first(x_arch, y_arch, near)[1], args)
                     (gradient,) = utils.over_processes([gradient])
                     place = uphill(place, gradient, args.neighborhood / args.neighbors)
-                    near = RELAX[args.relax](alpha + (place - alpha.detach()), 1, neighbor_g, 0.0)
+                    near = (alpha + (place - alpha.detach())).softmax(-1)[None]
                 if args.unrolled:
                     q = mix(shifts, epoch)
                     arch_loss, by_q, by_near = second(lr_tensor, x, y, q, x_arch, y_arch, near)
@@ -509,11 +512,11 @@ def search(args, rank, world, device):
         trajectory["alpha"] = torch.cat([trajectory["alpha"], model.alpha.detach().cpu()[None]])
         folder.save(parts, epoch, rows, args)
         folder.write_genotype(arch)
-        near = f"{row['neighborhood_loss']:.4f}" if arch_losses else "not yet, in warm-up"
+        shown = f"{row['neighborhood_loss']:.4f}" if arch_losses else "not yet, in warm-up"
         folder.log(
             f"epoch {epoch}: learning rate {lr:.4f}, weight half loss {row['weight_loss']:.4f} accuracy "
             f"{row['weight_accuracy']:.2f} %, architecture half loss {valid_loss:.4f} accuracy "
-            f"{valid_accuracy:.2f} %, neighborhood loss {near}, "
+            f"{valid_accuracy:.2f} %, neighborhood loss {shown}, "
             f"{row['skip_connects']} skip connections, {row['parameter_free']} parameter-free, "
             f"{row['seconds']:.1f} s\n  {row['genotype']}"
         )
@@ -552,7 +555,7 @@ def sharpness_and_picture(folder, args, arch, model, arch_set, norm):
 
 
 if __name__ == "__main__":
-    algo = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    algo = utils.Parser(__doc__, add_help=False)
     algo.add_argument("--algo", default="darts")
     if algo.parse_known_args()[0].algo in ("rs", "ls", "ea"):  # sampling
         import sample

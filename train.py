@@ -18,7 +18,7 @@ with it, part of the training set is held out, the best epoch is chosen on that 
 once, at the end.
 
 --batch_size is the whole batch of a step. Processes under torchrun, and the pieces of --accumulate, share it,
-so a recipe means the same on any number of GPUs, but that batch norm sees the pieces one at a time. A run
+so a recipe means the same on any number of GPUs, except that batch norm sees one piece at a time. A run
 writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, result.json.
 
 Deviations from the original DARTS code: images are normalised by the mean and deviation of the training set
@@ -103,7 +103,7 @@ def parse_args(argv=None, world=None, **defaults):
     add("--auxiliary", action=BooleanOptionalAction, help=f"an auxiliary head at 2/3 of the depth {recipe}")
     add("--auxiliary_weight", type=within(float, 0, 100), default=0.4, help="weight of the auxiliary loss")
     add("--drop_path_prob", type=within(float, 0, 0.99),
-        help=f"drop path probability, reached at the last epoch {recipe}")
+        help=f"drop path probability, towards which it rises from 0 over the epochs {recipe}")
     # The data
     add("--dataset", choices=(*utils.DATASETS, "imagenet"), default="cifar10",
         help="folder: small images, held in memory; imagenet: any folder of large ones, read as it goes; "
@@ -203,6 +203,8 @@ def check_args(parser, args, network, world):
     if network == "nasbench201" and (args.auxiliary or args.drop_path_prob):
         flag = "auxiliary" if args.auxiliary else "drop_path_prob"
         parser.error(f"--{flag}: a NAS-Bench-201 network has neither an auxiliary head nor drop path")
+    if args.dataset == "imagenet" and (args.cutout or not args.augment):
+        parser.error("--cutout and --no-augment are for small images, which those of imagenet are not")
     if args.nesterov and args.momentum == 0:
         parser.error("--nesterov needs a --momentum above 0")
     if args.eval and not args.resume:
@@ -248,9 +250,9 @@ class FileBatches:
     """Batches (x, y), on the device and normalised, of images that a DataLoader reads.
 
     data: an image folder of imagenet_transform. index: those of its images that count. size: images of a
-    batch. With a seed they come in another order each epoch, those of this process, in lists of `pieces`:
-    what utils.Batches is. shard: the slice of the images that is this process's. Which images they hold does
-    not depend on the number of workers; what the augmentation draws does.
+    batch. With a seed they are training batches, as those of utils.Batches: shuffled anew each epoch, this
+    process's share, in lists of `pieces`. shard: the slice of the images that is this process's. Which images
+    they hold does not depend on the number of workers; what the augmentation draws does.
     """
 
     def __init__(self, data, index, size, workers, device, mean, std, pieces=1, seed=None, shard=slice(None)):
@@ -259,7 +261,8 @@ class FileBatches:
         self.pieces, self.seed, self.g = pieces, seed, torch.Generator()
         subset, self.sampler = Subset(data, index.tolist()), None
         if seed is not None:
-            self.sampler = DistributedSampler(subset, world, rank, seed=seed, drop_last=True)
+            # It adds the epoch to its seed, and other seeds' epochs are to differ.
+            self.sampler = DistributedSampler(subset, world, rank, seed=seed * 100_003, drop_last=True)
         # Workers start anew each epoch, so that what they draw follows from its number alone.
         self.loader = DataLoader(
             subset, size, sampler=self.sampler, num_workers=workers, pin_memory=device.type == "cuda",
@@ -371,7 +374,7 @@ def evaluate(model, batches, autocast, world=1):
     """Loss (nats), top-1 and top-5 accuracy (percent) of a network in evaluation mode.
 
     batches: (x, y) on the network's device, this process's share of the set. world: the processes that share
-    it. With fewer than five classes, top-5 is 100 %.
+    it. With at most five classes, top-5 is 100 %.
     """
     model.eval()
     total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
@@ -393,6 +396,7 @@ def evaluate(model, batches, autocast, world=1):
 def build(args, classes, device):
     """What a training works with: the network of args.arch on a device, its SGD, and --amp's autocast and
     scaler."""
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # its kernels are timed, as in DARTS
     torch.manual_seed(args.seed)  # the first weights
     arch = parse_architecture(args.arch)
     network = NETWORKS[network_of(arch, args.dataset)]
@@ -418,8 +422,8 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
     batches.start_epoch(epoch)
     device, steps = next(net.parameters()).device, len(batches)
     # Of this epoch, as a tensor: a compiled network is one graph for all of them.
-    drop_path = torch.tensor(args.drop_path_prob * (epoch - 1) / args.epochs, device=device)
-    drop_path = drop_path if args.drop_path_prob else None
+    p = args.drop_path_prob
+    drop_path = torch.tensor(p * (epoch - 1) / args.epochs, device=device) if p else None
     lr = args.learning_rate * (args.batch_size / args.base_batch if args.base_batch else 1)
     lr *= SCHEDULE[args.schedule](epoch - 1, args.epochs, args.gamma)
     if epoch < args.warmup_epochs:
@@ -508,9 +512,9 @@ def train(args, rank, world, device):
 
     # The run folder, and what a checkpoint holds besides its epoch
     best = utils.State(epoch=0, valid_top1=-1.0, model=None)  # of --valid_portion
-    parts = dict(model=model, optimizer=optimizer, scaler=scaler, data=utils.State(data), best=best)
-    if not args.eval:
-        parts |= dict(batches=train_batches, test=test_batches)  # of the latter a checksum
+    parts = dict(model=model, data=utils.State(data), best=best)
+    if not args.eval:  # of the test images a checksum
+        parts |= dict(optimizer=optimizer, scaler=scaler, batches=train_batches, test=test_batches)
     start, rows = 0, []
     if checkpoint:
         utils.restore(parts, checkpoint)

@@ -121,6 +121,8 @@ def run(main, args):
 
 def how_to_go_on(args):
     """The last checkpoint of a run and the command that resumes it, as text; or that there is none yet."""
+    if getattr(args, "eval", None) is True:  # a test of train.py is not a run
+        return "give the same command again"
     folder = getattr(args, "save", None) or getattr(args, "resume", None)
     names = "checkpoint.pt", "seed-*/checkpoint.pt", "evaluations.csv"
     found = [p for name in names if folder for p in glob.glob(os.path.join(glob.escape(folder), name))]
@@ -662,7 +664,7 @@ def write_file(path, data):
 
 
 def cannot_write(path, error):
-    """The exception that says so."""
+    """The CannotWrite for an OSError at this path."""
     room = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     mend = "make room there, or lift the limit on the size of files" if room else "choose another place"
     return CannotWrite(f"{path} cannot be written ({error.strerror or one_line(error)}): {mend}")
@@ -702,6 +704,7 @@ class RunFolder:
         of them.
         """
         if self.writes:
+            pathlib.Path(self.file("result.json")).unlink(missing_ok=True)  # of fewer epochs
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"epoch": epoch, "rows": rows, "args": vars(args)}
             torch.save(state, buffer := io.BytesIO())
@@ -753,8 +756,8 @@ def claimed(path, resume=None):
     where it holds a run and is not to `resume` it, or where that run is still going on. Of several processes
     the first one claims.
 
-    The claim is a lock on an open file, which the system drops when the process ends, however it does. What a
-    run that is refused has not filled is removed.
+    The claim is a lock on an open file, which the system drops when the process ends, however it does. A run
+    that ends before it has written more than args.json removes the folders it made.
     """
     if processes()[0]:
         yield

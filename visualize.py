@@ -23,6 +23,7 @@ loss are this project's reading.
 
 import argparse
 import glob
+import io
 import itertools
 import json
 import math
@@ -115,7 +116,8 @@ def picture_path(args):
 
 def save(figure, path, rows):
     """Write a picture, in the format of its ending, and its numbers as CSV beside it. rows: dicts."""
-    figure.savefig(path, dpi=110)
+    figure.savefig(buffer := io.BytesIO(), format=path[-3:], dpi=110)
+    utils.write_file(path, buffer.getvalue())
     utils.write_csv(os.path.splitext(path)[0] + ".csv", rows)
 
 
@@ -304,7 +306,7 @@ def curves(args):
                 rows.append(row | {"std": s if many else "", "runs": len(members)})
     for title, place in axes.items():
         place.set(title=title, xlabel="epoch")
-        # What is no loss or accuracy starts at 0, and what hardly moves is to look so.
+        # Other axes than those of losses and accuracies start at 0, and what hardly moves looks so.
         low, high = place.get_ylim() if title in ("Loss (nats)", "Accuracy (%)") else (0, place.get_ylim()[1])
         place.set_ylim(low, max(high, 1.02 * low) if low else 1.05 * high)
         place.locator_params(axis="x", nbins=6, integer=True)
@@ -483,9 +485,10 @@ def sharpness_command(args):
         shifts, losses = neighborhood_losses(model, batches, *how)
         numbers = sharpness(model, batches, *how, losses)
         print(f"{folder}: {sharpness_text(numbers)}")
-        path = Path(folder, "result.json")  # which a search that was stopped does not have
-        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        utils.write_file(path, json.dumps({**result, "sharpness": numbers}, indent=2) + "\n")
+        path = Path(folder, "result.json")
+        if path.exists():  # a search that was stopped has none, and is not to look finished
+            result = json.loads(path.read_text(encoding="utf-8")) | {"sharpness": numbers}
+            utils.write_file(path, json.dumps(result, indent=2) + "\n")
         for shift, loss in zip(shifts, losses.tolist(), strict=True):
             edge = names[shift.argmax()] if shift.any() else "center"
             rows.append({"run": folder, "edge": edge, "shift": shift.max().item(), "loss": loss, **numbers})

@@ -15,7 +15,6 @@ import argparse
 import copy
 import itertools
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -306,6 +305,8 @@ def times(args):
             memory = torch.cuda.max_memory_reserved() / 2**30 if args.device.type == "cuda" else 0.0
             print(f"{row} {start:.0f} | {ms:.1f} | {memory:.1f} |", flush=True)
         except RuntimeError as error:
+            if not utils.out_of_memory(error):
+                raise
             print(f"{row} {utils.one_line(error)[:60]} | | |", flush=True)
         step = None
     reset(args.device)
@@ -338,15 +339,15 @@ def waits(args):
     for flags in ("--perturb move --agg max --amp bf16", "--perturb replace --agg median --unrolled"):
         reset(args.device)
         job = Job(args, flags, "nasbench201" if args.smoke else "darts", batch, graph=True)
-        for i in range(3 if args.smoke else 22):
-            if i == 2 and args.device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("error")
-            try:
+        try:
+            for i in range(3 if args.smoke else 22):
+                if i == 2 and args.device.type == "cuda":
+                    torch.cuda.set_sync_debug_mode("error")
                 [(job.x, job.y)], [(job.x_arch, job.y_arch)] = next(batches), next(batches)
                 job.step()
-            finally:
-                if args.device.type == "cuda" and i == 21:
-                    torch.cuda.set_sync_debug_mode("default")
+        finally:
+            if args.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
         print(f"RESULT waits {flags}: 0 in 20 steps", flush=True)
 
 
@@ -447,7 +448,7 @@ class Silent:
 
 def runs(args):
     """The scripts as processes."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         common = ["--dataset", "shapes", "--device", args.device.type, "--batch_size", "64"]
         tiny = "--image_size 8 --init_channels 2 --layers 1 --space nasbench201 --batch_size 496".split()
         tiny = tiny if args.smoke else ["--space", "nasbench201", "--layers", "1"]
@@ -481,8 +482,6 @@ def runs(args):
         path = os.path.join(folder, "one")
         out = finish(start("search.py", *flags[:-1], "1", "--save", path, torchrun=True), 0)
         print(out.split("epoch 1:")[1].splitlines()[0])
-        shutil.rmtree(folder, ignore_errors=True)
-        os.makedirs(folder, exist_ok=True)
     print("RESULT runs passed")
 
 
@@ -490,7 +489,9 @@ def memory(args):
     """One line where the card's memory does not suffice."""
     if not args.smoke:
         flags = "--dataset shapes --device cuda --batch_size 2496 --image_size 128".split()
-        print(finish(start("search.py", *flags), 2).strip().splitlines()[-1][:300])
+        out = finish(start("search.py", *flags), 2)
+        assert "out of memory" in out, out
+        print(out.strip().splitlines()[-1][:300])
 
 
 def start(script, *flags, torchrun=False):

@@ -12,12 +12,12 @@ search      four seeds of each method in the DARTS space
 choose      each cell, two seeds, with a part of the training images held out; the test accuracy, which
             train.py reports at the end, is not looked at
 test        the best cell of each method, published cells and random ones, three seeds
-equal       the first four of these with as many channels as bring their multiply-accumulates closest
+equal       the first four of these, each with the channels that bring its multiply-accumulates closest to
+            those of the largest
 robust      S2 and S3 of RobustDARTS: three seeds of each method, and their cells trained for 10 epochs
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
-from study_nasbench201 import ROOT, run_to_the_end
+from study_nasbench201 import ROOT, result, run_to_the_end
 
 import genotypes
 import model
@@ -48,8 +48,7 @@ def run(job):
     """One command of search.py or train.py, or what is left of it: returns its result.json."""
     path, script, flags = job
     run_to_the_end([os.path.join(ROOT, script)], flags, path)
-    with open(os.path.join(path, "result.json"), encoding="utf-8") as file:
-        return json.load(file)
+    return result(path)
 
 
 def write_table(args, step, jobs):
@@ -111,6 +110,8 @@ def train(args, step, setting, cells, seeds, channels):
             f"| {' / '.join(f'{one:.2f}' for one in top1)} | {means[name]:.2f}{spread} "
             f"| {statistics.median(row['seconds'] for row in own):.0f} |"
         )
+    if step == "equal":  # MACs are, by the choice of channels
+        return means
     ranks = sample.spearman(torch.tensor(list(means.values())), torch.tensor(macs))
     print(f"rank correlation of accuracy and MACs: {ranks:.2f}")
     return means
@@ -137,7 +138,7 @@ def main():
     parser.add_argument("runs", help="folder of the runs")
     parser.add_argument("--data", required=True, help="image folder to search on")
     parser.add_argument("--part", required=True, help="image folder to train on")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="searches or trainings side by side")
+    parser.add_argument("--jobs", type=utils.within(int, 1, 256), default=utils.cores(), help="side by side")
     args = parser.parse_args()
 
     runs = {f"{row['method']}_{row['seed']}": row for row in search(args, "search", {"DARTS": ""}, 4)}

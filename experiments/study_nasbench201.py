@@ -199,7 +199,7 @@ def result(path):
 
 
 def largest_weight(path):
-    """That of softmax(alpha) on an edge at the end of a search, mean over the edges."""
+    """The largest weight of softmax(alpha) on an edge at the end of a search, mean over the edges."""
     alpha = utils.load_checkpoint(path)["trajectory"]["alpha"][-1]
     return round(alpha.softmax(-1).amax(-1).mean().item(), 3)
 
@@ -280,14 +280,14 @@ def main():
     parser.add_argument("--setting", choices=SETTINGS, default="healthy", help="the reduced setting")
     parser.add_argument("--only", nargs="+", choices=METHODS | RELAXED, help="methods to run (default: all)")
     parser.add_argument("--seeds", type=int, help="seeds of each, 0 to N - 1 (default: 4, or 2)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="searches side by side")
+    parser.add_argument("--jobs", type=utils.within(int, 1, 256), default=utils.cores(), help="side by side")
     parser.add_argument(
         "--report", action="store_true", help="print the table of what is finished, run nothing"
     )
     parser.add_argument("--out", help="a CSV file, a row a search")
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error("--jobs: at least one")
+    if unknown := set(args.only or ()) - methods(args).keys():
+        parser.error(f"--only: --setting {args.setting} has no {', '.join(sorted(unknown))}")
     most = max(seeds for _, seeds, *_ in methods(args).values())
     grid = [  # seed by seed, so that what is finished early compares all methods
         (method, seed)

@@ -60,9 +60,9 @@ def evaluate_all(run, path):
     if len(rows) < len(ARCHS):
         checkpoint, space = utils.load_checkpoint(run), SPACES["nasbench201"]
         flags, device = Namespace(**checkpoint["args"]), utils.device_of(checkpoint["args"]["device"])
-        _, held_out, data = train.load_train(flags, device)
+        batches, held_out, data = train.load_train(flags, device)
         supernet = SUPERNETS["nasbench201"](flags.init_channels, flags.layers, len(data["classes"]))
-        utils.restore({"model": supernet.to(device)}, checkpoint)
+        utils.restore({"model": supernet.to(device), "batches": batches}, checkpoint)  # checks the images
         measure = sample.on_held_out(supernet, held_out, flags.seed)
         found = {without_dead_edges(ARCHS[i]): (row["loss"], row["top1"]) for i, row in enumerate(rows)}
         for i in range(len(rows), len(ARCHS)):
@@ -101,14 +101,17 @@ def search(args, table, errors, algo, radius, budget):
     return row
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = utils.Parser(__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, one a seed of the supernet")
     parser.add_argument("--bench", required=True, help="the NAS-Bench-201 table")
     parser.add_argument("--values", required=True, help="folder of what the supernets say")
     parser.add_argument("--out", required=True, help="the CSV file of the searches")
     parser.add_argument("--repeats", type=utils.within(int, 2, 100_000), default=100, help="of each search")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(args):
     table, rows, found = nats_bench.load_table(args.bench), read(args.out), []
     truth, signal = 100 - table[COLUMNS[0]], 100 - table["cifar10_test_12"]
     for sd in (0, 4):  # to compare with: 12 epochs of training, and Gaussian errors besides
@@ -131,4 +134,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    utils.run(main, parse_args())

@@ -58,6 +58,7 @@ SEARCH_FLAGS = [
     ("--neighbors 7", "--batch_size 64 cannot be cut into 7 equal groups"),
     ("--layers 2", "a network of the darts space has at least 3"),
     ("--epochs 3 --arch_warmup 3", "--arch_warmup 3 leaves no architecture step in 3 epochs"),
+    ("--agg max --relax dirichlet", "--agg max does nothing where a step evaluates one neighbor"),
     ("--unrolled --amp bf16", "--amp bf16 drowns the finite difference of --unrolled"),
     ("--bench T.csv --space darts", "give --space nasbench201"),
     ("--bench nowhere.csv", "no table could be read from nowhere.csv"),
@@ -69,6 +70,7 @@ TRAIN_FLAGS = [
     ("--arch images", "no genotype could be read from 'images/genotype.json': it does not exist"),
     ("--layers 2", "a network of such a cell has at least 3"),
     ("--dataset imagenet --image_size 32", "takes images of at least 64"),
+    ("--dataset imagenet --cutout", "--cutout and --no-augment are for small images"),
     ("--batch_size 8 --accumulate 8", "cannot be cut into 8 equal pieces of two images or more"),
     ("--accumulate 7", "--batch_size 96 cannot be cut into 7 equal pieces"),
     ("--nesterov --momentum 0", "--nesterov needs a --momentum"),
@@ -204,6 +206,8 @@ def test_runs_of_another_kind(world, refused):
         assert "another configuration: --momentum 0.5 (there: 0.9), --seed 9 (there: " in error
         assert "--epochs: 0 is out of range" in refused(script, f"--resume {name} --epochs 0")
         assert f"is a run of {name}.py, not of sample.py" in refused(sample, f"--resume {name}")
+        error = refused(script, f"--resume {name}/checkpoint.pt")
+        assert "checkpoint.pt is not a run folder: " in error
         assert "there is no checkpoint nowhere" in refused(script, "--resume nowhere")
         assert "--resume goes on in its own folder: leave --save out" in refused(
             script, f"--resume {name} --save two"
@@ -245,6 +249,7 @@ def test_places_that_cannot_be_written(world, refused):
     [
         ("search.py --epochs 0", 2, "search.py: error: argument --epochs: 0 is out of range"),
         ("train.py --resume nowhere", 2, "train.py: error: there is no checkpoint nowhere"),
+        ("search.py --algo", 2, "search.py: error: argument --algo: expected one argument"),
         ("search.py --algo rs", 2, "search.py: error: give one evaluator: --bench FILE"),
         ("genotypes.py", 2, "genotypes.py: error: the following arguments are required: arch"),
         ("genotypes.py DARTS_V2 nasbench201", 2, "of the space darts, not of nasbench201"),

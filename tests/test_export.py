@@ -61,6 +61,8 @@ def test_export(here, capsys, kind):
 def test_exports_that_are_refused(here, monkeypatch, refused):
     do(train, RUNS["nasbench201"], "--save", "RUN")
     before = tree(here)
+    error = refused(train, "--eval --resume RUN --export no/x.pt2")
+    assert "no/x.pt2 cannot be written" in error and "go on with" not in error
     for flags in ("--export x.pt2", "--eval --export x.onnx"):
         assert "give --eval --resume FOLDER, and a file that ends in .pt2" in refused(
             train, f"--resume RUN {flags}"

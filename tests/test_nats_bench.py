@@ -149,7 +149,9 @@ def test_a_table_of_other_columns_is_not_written_over(official, refused):
     assert path.read_bytes() == before
     do(nats_bench, "", official, official.parent / "out.csv")
     assert len(read(official.parent / "out.csv")) == 2
-    assert "is a folder: name a file" in refused(nats_bench, "", official, official.parent)
+    path.write_bytes(bytes(range(128, 256)))
+    for target in (official.parent, path):
+        assert f"{target} is no table" in refused(nats_bench, "", official, target)
     assert "holds no NATS-Bench files" in refused(nats_bench, "", official / "nothing")
 
 

@@ -77,6 +77,7 @@ def test_all_other_flags_are_those_of_train_py(refused):
     flags = sample.training_args(sample.parse_args(f"--eval train --space darts {words}".split()))
     assert (flags.epochs, flags.valid_portion, flags.schedule) == (40, 0.2, "linear")
     assert (flags.label_smooth, flags.cutout, flags.seed, flags.init_channels) == (0.1, False, 5, 36)
+    assert "--arch: a search draws" in refused(sample, "--eval train --arch DARTS_V2")
     assert "unrecognized arguments: --epoch 40" in refused(sample, "--eval train --epoch 40")
     assert "unrecognized arguments: --epochs 40" in refused(sample, "--bench T.csv --epochs 40")
 

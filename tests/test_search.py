@@ -249,6 +249,20 @@ def test_a_finished_search_is_complete(tmp_path, monkeypatch, capsys):
     assert calls == [1] and outcome(tmp_path / "run").result["metrics"]["epoch"] == 2
 
 
+@pytest.mark.usefixtures("few_shapes")
+def test_a_search_that_was_stopped_after_its_last_epoch_is_not_complete(tmp_path, monkeypatch):
+    """Neither by the result of fewer epochs, nor by what visualize.py adds."""
+    run_search(tmp_path / "run", "--epochs", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "sharpness_and_picture", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            do(search, "--epochs 2", "--resume", tmp_path / "run")
+    do(visualize, "sharpness --images 16", tmp_path / "run", "--out", tmp_path / "sharpness.png")
+    do(search, "", "--resume", tmp_path / "run")
+    result = outcome(tmp_path / "run").result
+    assert result["metrics"]["epoch"] == 2 and result["sharpness"]["images"] == 64
+
+
 @quick
 def test_which_mixture_trains_the_weights(tmp_path):
     """With alpha at rest, the architecture step leaves the weights and running statistics alone, and the

@@ -148,6 +148,9 @@ def test_eval_reproduces_the_test_accuracy(tmp_path, capsys, portion):
         scores = train.train(args, 0, 1, torch.device("cpu"))
         assert scores == {name: result[f"test_{name}"] for name in ("loss", "top1", "top5")}
         assert f"test top-1 {result['test_top1']:.2f} %" in capsys.readouterr().out
+    args = train.parse_args(["--eval", "--amp", "fp16", "--resume", str(tmp_path / "run")])
+    scores = train.train(args, 0, 1, torch.device("cpu"))
+    assert scores["loss"] == pytest.approx(result["test_loss"], abs=0.02)
     assert before == tree(tmp_path / "run")
 
 
@@ -334,11 +337,11 @@ def test_batches_from_files(image_folder, monkeypatch):
     load = utils._load_image
     monkeypatch.setattr(utils, "_load_image", lambda path: seen.append(names.index(path)) or load(path))
 
-    def epoch(number, size, workers=0, **more):
+    def epoch(number, size, workers=0, seed=4, **more):
         """The images that are read, if it is without workers, and the batches."""
         seen.clear()
         torch.manual_seed(number)  # as training does: without workers what is drawn is drawn here
-        batches = train.FileBatches(data, index, size, workers, seed=4, **norm, **more)
+        batches = train.FileBatches(data, index, size, workers, seed=seed, **norm, **more)
         assert len(batches) == 17 // 8
         batches.start_epoch(number)
         return seen, [next(batches) for _ in range(len(batches))]
@@ -348,7 +351,7 @@ def test_batches_from_files(image_folder, monkeypatch):
     assert len(set(first)) == 16 and set(first) <= set(index.tolist())
     assert [y.tolist() for [(_, y)] in whole] == [[data.targets[i] for i in first[k : k + 8]] for k in (0, 8)]
     assert whole[0][0][0].shape == (8, 3, 64, 64)
-    assert list(epoch(2, 8)[0]) != first
+    assert list(epoch(2, 8)[0]) != first != list(epoch(0, 8, seed=5)[0])
     again, spread, other = epoch(1, 8)[1], epoch(1, 8, workers=1)[1], epoch(1, 8, workers=1)[1]
     for one, same_one, two, same_two in zip(whole, again, spread, other, strict=True):
         assert torch.equal(one[0][0], same_one[0][0]) and torch.equal(two[0][0], same_two[0][0])

@@ -317,6 +317,12 @@ def test_bad_words(refused, words, message):
     assert message in refused(visualize, words)
 
 
+def test_a_picture_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    error = refused(visualize, "cell DARTS_V2 --out", tmp_path / "folder.png")
+    assert "folder.png cannot be written (Is a directory)" in error
+
+
 def test_bad_runs(refused, runs, tmp_path):
     one = runs / "na-0"
     whole = torch.load(one / "checkpoint.pt", weights_only=True)
