@@ -261,7 +261,7 @@ class FileBatches:
         self.pieces, self.seed, self.g = pieces, seed, torch.Generator()
         subset, self.sampler = Subset(data, index.tolist()), None
         if seed is not None:
-            # It adds the epoch to its seed, and other seeds' epochs are to differ.
+            # It adds the epoch to this seed: so far apart, no two runs share an order.
             self.sampler = DistributedSampler(subset, world, rank, seed=seed * 100_003, drop_last=True)
         # Workers start anew each epoch, so that what they draw follows from its number alone.
         self.loader = DataLoader(

@@ -698,13 +698,13 @@ class RunFolder:
             raise cannot_write(path, error) from None
 
     def save(self, parts, epoch, rows, args):
-        """Save checkpoint.pt, which load_checkpoint and restore read, and metrics.csv.
+        """Save checkpoint.pt, which load_checkpoint and restore read, and metrics.csv. An older result goes.
 
         parts: name to anything with a state_dict. epoch: epochs done. rows: a dict of plain values for each
         of them.
         """
         if self.writes:
-            pathlib.Path(self.file("result.json")).unlink(missing_ok=True)  # of fewer epochs
+            pathlib.Path(self.file("result.json")).unlink(missing_ok=True)
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"epoch": epoch, "rows": rows, "args": vars(args)}
             torch.save(state, buffer := io.BytesIO())
