@@ -24,8 +24,8 @@ random crops are padded by an eighth of the side, which is DARTS's 4 pixels at 3
 leaves the running statistics of batch norm alone, which only evaluation reads; and the second-order step does
 not scale the optimizer's momentum in passing. Under torchrun, batch norm sees a process's share of the batch;
 only a neighbor's own statistics do not depend on the number of processes. With first-order GDAS on one CPU
-process, an operation that a step does not sample stays as it is; elsewhere its momentum, weight decay and
-running statistics go on.
+process, an operation that a step does not sample stays as it is; elsewhere momentum and weight decay still
+move it, and its running statistics go on.
 """
 
 import argparse
@@ -213,8 +213,8 @@ def parse_args(argv=None):
         help="radius d of the neighborhood; 0 is plain DARTS")
     add("--agg", choices=AGGREGATE, default="mean", help="aggregation g of the neighbors' losses")
     add("--neighbors", type=within(int, 1, 4096),
-        help="neighbors n, sampled anew each step; steps of ascent (default: 16; with ascent 1; where --relax"
-        " samples one a process, as GDAS and DrNAS draw one a step)")
+        help="neighbors n, sampled anew each step, or steps of ascent (default: 16; 1 with --perturb ascent; "
+        "one a process with --relax gumbel or dirichlet)")
     add("--neighbor_batch", choices=("split", "repeat"), default="split",
         help="split: each neighbor has its share of the batch; repeat: all of it, at n times the cost")
     add("--neighbor_norm", choices=("own", "shared"),
