@@ -26,6 +26,7 @@ import os
 import shlex
 import statistics
 import sys
+import time
 from argparse import Namespace
 from contextlib import nullcontext
 from datetime import timedelta
@@ -50,6 +51,7 @@ from genotypes import (
     space_of,
     space_with,
     to_indices,
+    to_json,
 )
 from model_search import SUPERNETS, running_statistics_kept
 from neighborhood import (
@@ -117,16 +119,15 @@ def parse_args(argv=None):
     try:
         if first.resume:
             saved = utils.saved_args(first.resume, "sample.py")
-            words = utils.as_words(saved, parser, ("resume", "save")) + saved.get("training", []) + words
     except utils.BadInput as error:
         parser.error(str(error))
-    args, args.training = parser.parse_known_args(words)
+    parser.set_defaults(**saved)  # the flags that are not given are those of the run
+    args, args.training = parser.parse_known_args(saved.get("training", []) + words)
     if args.eval and any(word.partition("=")[0] == "--arch" for word in args.training):
         parser.error("--arch: a search draws its architectures itself; leave it out")
     if args.training and not args.eval:
         parser.error(f"unrecognized arguments: {shlex.join(args.training)}")
-    if args.space is None:
-        args.space = "nasbench201" if args.bench else "darts"
+    args.space = args.space or ("nasbench201" if args.bench else "darts")
     if args.samples is None and args.budget is None:
         args.samples, args.budget = (1000, None) if args.algo == "rs" else (None, 200)
         if args.eval:
@@ -312,7 +313,7 @@ def report_found(args, metric, names, rows, folder, flags=None):
     `arch`, the `evaluations` that it paid and the columns (percent, or None). flags: those of train.py.
     """
     folder.write_metrics(rows)
-    folder.write_genotype(parse_architecture(rows[0]["arch"]))
+    folder.write_json("genotype.json", to_json(parse_architecture(rows[0]["arch"])))
     columns = {}  # over the repeats whose architecture has a value
     for name in names:
         values = [row[name] for row in rows if row[name] is not None]
@@ -357,7 +358,7 @@ def search_trained(args):
     known = read_evaluations(path, column, space) if args.resume else {}
     batches, held_out, data = train.load_train(flags, device)
     first_batch = batches.state_dict()
-    before = utils.saved_args(args.resume, "sample.py").get("checksum") if args.resume else None
+    before = getattr(args, "checksum", None)
     args.checksum = first_batch["checksum"]
     if before not in (None, args.checksum):
         raise utils.BadInput(f"--data {flags.data} has other images than the run {args.resume}")
@@ -406,6 +407,7 @@ def trained_accuracy(flags, batches, held_out, data, device, folder):
     where its loss does not stay finite. flags: of train.py. batches, held_out, data: of train.load_train."""
     from tqdm import tqdm
 
+    started = time.perf_counter()
     model, optimizer, autocast, scaler = train.build(flags, len(data["classes"]), device)
     total = flags.epochs * len(batches)
     try:
@@ -414,12 +416,12 @@ def trained_accuracy(flags, batches, held_out, data, device, folder):
                 _, loss, _ = train.train_epoch(
                     model, optimizer, batches, flags, epoch, bar, "none", autocast, scaler
                 )
-            seconds = bar.format_dict["elapsed"]
         scores = train.evaluate(model, held_out, autocast)
         utils.check_finite_state(model, scores["loss"], f"epoch {flags.epochs}", "none")
     except utils.NotFinite as error:
         folder.log(f"{flags.arch}: 0 %, since {error}")
         return 0.0
+    seconds = time.perf_counter() - started
     folder.log(f"{flags.arch}: {scores['top1']:.2f} %, training loss {loss:.4f}, {seconds:.1f} s")
     return scores["top1"]
 

@@ -32,7 +32,6 @@ import argparse
 import math
 import os
 import shlex
-import sys
 import time
 
 import torch
@@ -41,7 +40,7 @@ from torch.func import functional_call
 
 import nats_bench
 import utils
-from genotypes import PARAMETER_FREE, SPACES, format_architecture, operations, read_cell, space_with
+from genotypes import PARAMETER_FREE, SPACES, format_architecture, operations, read_cell, space_with, to_json
 from model_search import SUPERNETS, running_statistics_kept, weights_held
 from neighborhood import AGGREGATE, METHODS, PERTURB, RELAX, SETTLED, neighbors, sample_shifts, uphill
 from utils import within
@@ -268,28 +267,23 @@ def parse_args(argv=None):
     add("--quick", action="store_true",
         help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items()))
     # fmt: on
-    words = list(sys.argv[1:] if argv is None else argv)
-    first = parser.parse_known_args(words)[0]
+    first = parser.parse_known_args(argv)[0]
     try:
         if first.resume:  # the flags that are not given are those of the run
-            words = utils.as_words(utils.saved_args(first.resume, "search.py"), parser) + words
+            parser.set_defaults(**utils.saved_args(first.resume, "search.py"))
         elif first.quick:
             parser.set_defaults(**QUICK)
     except utils.BadInput as error:
         parser.error(str(error))
-    args = parser.parse_args(words)
-    if args.space is None:
-        args.space = "nasbench201" if args.bench else "darts"
-    if args.neighbors is None:
-        default = 16 if args.relax == "softmax" else utils.processes()[1]
-        args.neighbors = 1 if args.perturb == "ascent" else default
-    if args.neighbor_norm is None:
-        split = args.neighbor_batch == "split"
-        args.neighbor_norm = "shared" if split and args.space == "darts" else "own"
+    args = parser.parse_args(argv)
+    args.space = args.space or ("nasbench201" if args.bench else "darts")
+    sampled = 16 if args.relax == "softmax" else utils.processes()[1]
+    args.neighbors = args.neighbors or (1 if args.perturb == "ascent" else sampled)
+    shared = args.neighbor_batch == "split" and args.space == "darts"
+    args.neighbor_norm = args.neighbor_norm or ("shared" if shared else "own")
     if args.learning_rate_min is None:
         args.learning_rate_min = min(0.001, args.learning_rate)
-    if args.layers is None:
-        args.layers = LAYERS[args.space]
+    args.layers = args.layers or LAYERS[args.space]
     check_args(parser, args)
     return args
 
@@ -511,7 +505,7 @@ def search(args, rank, world, device):
         rows.append(row)
         trajectory["alpha"] = torch.cat([trajectory["alpha"], model.alpha.detach().cpu()[None]])
         folder.save(parts, epoch, rows, args)
-        folder.write_genotype(arch)
+        folder.write_json("genotype.json", to_json(arch))
         shown = f"{row['neighborhood_loss']:.4f}" if arch_losses else "not yet, in warm-up"
         folder.log(
             f"epoch {epoch}: learning rate {lr:.4f}, weight half loss {row['weight_loss']:.4f} accuracy "
@@ -526,7 +520,8 @@ def search(args, rank, world, device):
     utils.leave_processes()
     if rank:
         return
-    folder.write_genotype(arch := read_cell(model.space, model.mixture()))
+    arch = read_cell(model.space, model.mixture())
+    folder.write_json("genotype.json", to_json(arch))
     result = {"algo": method, "arch": format_architecture(arch), "metrics": rows[-1]}
     result["sharpness"] = sharpness_and_picture(folder, args, arch, model, (images, labels, arch_half), norm)
     folder.write_json("result.json", result)

@@ -34,7 +34,6 @@ import json
 import math
 import os
 import statistics
-import sys
 import time
 import zlib
 from argparse import BooleanOptionalAction, Namespace
@@ -80,7 +79,7 @@ SCHEDULE = {
     "linear": lambda e, E, gamma: 1 - e / E,
     "exponential": lambda e, E, gamma: gamma**e,
 }
-# Flags that may change when a run is resumed, since they change nothing in it but its length.
+# Flags that may change when a run is resumed: they change its length, --workers the augmentation of files.
 MAY_DIFFER = "epochs name seeds data device workers compile report_freq save resume eval export quick".split()
 EVAL_MAY_DIFFER = "batch_size accumulate amp seed".split()  # those that a test depends on by rounding at most
 TESTED = "test top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {loss:.4f}, after epoch {epoch}"
@@ -154,31 +153,25 @@ def parse_args(argv=None, world=None, **defaults):
     add("--quick", action="store_true",
         help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items()))
     # fmt: on
-    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        first = parser.parse_known_args(words)[0]
-        if first.resume:  # the flags that are not given are those of the run
-            words = utils.as_words(utils.saved_args(first.resume, "train.py"), parser) + words
-        elif first.quick:
-            parser.set_defaults(**QUICK)
-        first = parser.parse_known_args(words)[0]
+        first = parser.parse_known_args(argv)[0]
+        saved = utils.saved_args(first.resume, "train.py") if first.resume else {}
+        parser.set_defaults(**saved)  # the flags that are not given are those of the run
+        first = parser.parse_known_args(argv)[0]
         arch = parse_architecture(first.arch)
         network = network_of(arch, first.dataset)
         size = dict(image_size=224 if network == "imagenet" else 32)
         quick = QUICK | {"layers": 1 if network == "nasbench201" else 5} if first.quick else {}
-        parser.set_defaults(**RECIPES[network] | size | defaults | quick)
-        args = parser.parse_args(words)
+        parser.set_defaults(**RECIPES[network] | size | defaults | quick | saved)
+        args = parser.parse_args(argv)
     except (ValueError, utils.BadInput) as error:
         parser.error(str(error))
-    if args.cutout_length is None:
-        args.cutout_length = max(1, args.image_size // 2)
+    args.cutout_length = args.cutout_length or max(1, args.image_size // 2)
     check_args(parser, args, network, world or utils.processes()[1])
     # The cell itself, since a name may stand for another cell one day, and a file may change.
-    args.name = "cell"
+    args.name = saved.get("name", "cell")
     if args.arch in NAMED or os.path.exists(args.arch):
         args.name = os.path.basename(os.path.abspath(args.arch))
-    elif args.resume:
-        args.name = utils.saved_args(args.resume, "train.py").get("name", "cell")
     args.arch = format_architecture(arch)
     return args
 

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from genotypes import printable, to_json
+from genotypes import printable
 
 # ------------------------------------------------------------------------------------------------------------
 # Flags, and how a run ends
@@ -723,10 +723,6 @@ class RunFolder:
         if self.writes:
             write_file(self.file(name), json.dumps(data, indent=2) + "\n")
 
-    def write_genotype(self, arch):
-        """genotype.json, which `--arch` of the training script takes."""
-        self.write_json("genotype.json", to_json(arch))
-
     def write_metrics(self, rows):
         """metrics.csv, a line a row; it is made anew from the rows in the checkpoint, so no row is lost or
         doubled."""
@@ -801,8 +797,9 @@ def claimed(path, resume=None):
 
 
 def saved_args(path, script):
-    """The flags of a run, a dict: from a run folder's args.json, or from a checkpoint file. Raises BadInput
-    where they cannot be read, or are those of another script."""
+    """The flags of a run but --save and --resume, a dict to be an argument parser's defaults: from a run
+    folder's args.json, or from a checkpoint file. Raises BadInput where they cannot be read, or are those of
+    another script."""
     try:
         if os.path.isdir(path):
             with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
@@ -815,22 +812,7 @@ def saved_args(path, script):
         raise BadInput(f"{path}/args.json cannot be read ({one_line(error)[:80]}): put it back") from None
     if saved.get("script") != script:
         raise BadInput(f"{path} is a run of {saved.get('script')}, not of {script}")
-    return saved
-
-
-def as_words(saved, parser, without=("resume", "save", "eval")):
-    """Saved flags but those in `without` as words of a command line, for the parser to read before what is
-    given now."""
-    words = []
-    for action in parser._actions:
-        value, flag = saved.get(action.dest), action.option_strings[:1]
-        if action.dest in ("help", *without) or value is None:
-            continue
-        if action.nargs == 0:  # --flag, and --no-flag where there is one
-            words += flag if value else action.option_strings[1:]
-        else:
-            words += [*flag, *map(str, value)] if isinstance(value, list) else [f"{flag[0]}={value}"]
-    return words
+    return {name: value for name, value in saved.items() if name not in ("save", "resume")}
 
 
 def load_checkpoint(path):

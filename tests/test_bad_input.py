@@ -193,6 +193,8 @@ def test_damaged_flags(world, refused, name):
     path.write_text(path.read_text()[:50])
     assert "args.json cannot be read" in refused(script, f"--resume {name}")
     path.write_text(json.dumps({**saved, "momentum": 7}))
+    assert "another configuration: --momentum 7 (there: 0.9)" in refused(script, f"--resume {name}")
+    path.write_text(json.dumps({**saved, "momentum": "7"}))
     assert "--momentum: 7 is out of range" in refused(script, f"--resume {name}")
     path.unlink()
     assert f"{name} is not a run folder: there is no args.json in it" in refused(script, f"--resume {name}")

@@ -61,6 +61,7 @@ def test_an_evaluation_is_a_training_of_train_py(tmp_path, flags):
     assert float(last["valid_top1"]) == float(accuracy)
     log = (tmp_path / "a search" / "log.txt").read_text()
     assert f"{arch}: {float(accuracy):.2f} %, training loss {float(last['train_loss']):.4f}, " in log
+    assert ", 0.0 s" not in log
     # The command that it prints trains what was found, on the same images.
     [command] = [line.partition("train it with: ")[2] for line in log.splitlines() if "train it with" in line]
     args = train.parse_args(shlex.split(command)[2:])

@@ -1,6 +1,7 @@
 """Data and augmentation, files, flags that are read back, and how a run ends."""
 
 import argparse
+import json
 import os
 import shlex
 import urllib.error
@@ -167,32 +168,20 @@ COMMANDS = [
     (search, "--quick --space darts --layers 3 --batch_size 16 --agg max"),
     (train, "--seeds 3 0 7 --no-auxiliary --cutout --drop_path_prob 0 --dataset cifar100"),
     (train, f"--arch {NB201} --nesterov --grad_clip 0 --compile"),
-    (sample, "--bench T.csv --algo ls --starts 7 --budget 30"),
+    (sample, "--eval train --space nasbench201 --algo ls --starts 7 --budget 30 --epochs 3 --no-augment"),
 ]
 
 
 @pytest.mark.parametrize("script,flags", COMMANDS)
-def test_saved_flags_are_those_of_the_run(script, flags, monkeypatch):
-    """Whatever their kind: what was parsed, as words of a command line, is parsed to the same."""
-    parsers, made = [], utils.Parser.__init__
-
-    def remember(parser, *args, **options):
-        made(parser, *args, **options)
-        parsers.append(parser)
-
-    monkeypatch.setattr(utils.Parser, "__init__", remember)
-    args = script.parse_args(flags.split())
-    words = utils.as_words(vars(args), parsers[0])
-    assert vars(script.parse_args(words)) == vars(args) | ({"name": "cell"} if script is train else {})
-
-
-def test_a_flag_without_a_value_is_no_word():
-    parser = utils.Parser("")
-    parser.add_argument("--new", type=int)
-    parser.add_argument("--on", action="store_true")
-    parser.add_argument("--no", action=argparse.BooleanOptionalAction, default=True)
-    assert utils.as_words({"new": None, "on": False, "older": 1}, parser) == []
-    assert utils.as_words({"new": 0, "on": True, "no": False}, parser) == ["--new=0", "--on", "--no-no"]
+def test_saved_flags_are_those_of_the_run(script, flags, tmp_path):
+    """Whatever their kind, they come back; one that is given comes first, an unknown one does no harm."""
+    name = script.__name__ + ".py"
+    args = vars(script.parse_args(flags.split()))
+    (tmp_path / "args.json").write_text(json.dumps(args | {"script": name, "older": 1}))
+    args |= {"script": name, "older": 1, "resume": str(tmp_path)}
+    assert vars(script.parse_args(["--resume", str(tmp_path)])) == args
+    if script is not sample:  # which refuses it at once
+        assert vars(script.parse_args(["--seed", "9", "--resume", str(tmp_path)])) == args | {"seed": 9}
     utils.check_same_run(argparse.Namespace(new=1, epochs=2), {"epochs": 1, "older": 3}, ["epochs"])
 
 
