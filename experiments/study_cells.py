@@ -9,8 +9,8 @@ under RUNS. Run again, it goes on where it stopped: what is finished is kept, wh
 runs on one thread. After each step, it prints its table and writes RUNS/<step>.csv, a row a job.
 
 search      four seeds of each method in the DARTS space
-choose      each cell, two seeds, with a part of the training images held out; the test accuracy, which
-            train.py reports at the end, is not looked at
+choose      each cell, and random ones to compare with, two seeds, with a part of the training images held
+            out; the test accuracy, which train.py reports at the end, is not looked at
 test        the best cell of each method, published cells and random ones, three seeds
 equal       the first four of these, each with the channels that bring its multiply-accumulates closest to
             those of the largest
@@ -142,15 +142,16 @@ def main():
     args = parser.parse_args()
 
     runs = {f"{row['method']}_{row['seed']}": row for row in search(args, "search", {"DARTS": ""}, 4)}
-    same = dict.fromkeys(runs, CHANNELS)
-    held_out = train(args, "choose", CHOOSE, {name: row["run"] for name, row in runs.items()}, 2, same)
+    drawn = {}
+    for seed in range(4):
+        cell = genotypes.random_architecture(genotypes.SPACES["darts"], torch.Generator().manual_seed(seed))
+        drawn[f"random_{seed}"] = genotypes.format_architecture(cell)
+    cells = {name: row["run"] for name, row in runs.items()} | drawn
+    held_out = train(args, "choose", CHOOSE, cells, 2, dict.fromkeys(cells, CHANNELS))
     chosen = [max((n for n in runs if runs[n]["method"] == method), key=held_out.get) for method in METHODS]
     four = {name: runs[name]["genotype"] for name in chosen}
     four |= {name: name for name in ("DARTS_V1", "DARTS_V2")}
-    cells = dict(four)
-    for seed in range(4):
-        drawn = genotypes.random_architecture(genotypes.SPACES["darts"], torch.Generator().manual_seed(seed))
-        cells[f"random_{seed}"] = genotypes.format_architecture(drawn)
+    cells = four | drawn
     train(args, "test", TEST, cells, 3, dict.fromkeys(cells, CHANNELS))
     train(args, "equal", TEST, four, 3, equal_channels(four))
     found = search(args, "robust", ROBUST, 3)
