@@ -14,7 +14,8 @@ choose      each cell, and random ones to compare with, two seeds, with a part o
 test        the best cell of each method, published cells and random ones, three seeds
 equal       the first four of these, each with the channels that bring its multiply-accumulates closest to
             those of the largest
-robust      S2 and S3 of RobustDARTS: three seeds of each method, and their cells trained for 10 epochs
+robust      S2 and S3 of RobustDARTS, where plain DARTS is known to collapse: three seeds of it and of
+            NA-DARTS, and their cells trained for 10 epochs
 """
 
 import argparse
@@ -38,6 +39,7 @@ import utils
 IMAGES = "--dataset folder --image_size 16 --layers 8"
 SEARCH = f"{IMAGES} --init_channels 8 --batch_size 32 --epochs 3 --arch_warmup 1 --arch_learning_rate 4e-3"
 METHODS = {"DrNAS": "--relax dirichlet --neighborhood 0", "NA-DrNAS": "--relax dirichlet --neighborhood 1"}
+SOFTMAX = {"DARTS": "--neighborhood 0", "NA-DARTS": "--neighborhood 1"}
 ROBUST = {"S2": "--ops skip_connect sep_conv_3x3", "S3": "--ops none skip_connect sep_conv_3x3"}
 CHOOSE = f"{IMAGES} --epochs 10 --valid_portion 0.2"
 TEST = f"{IMAGES} --epochs 30"
@@ -70,13 +72,13 @@ def write_table(args, step, jobs):
     return rows
 
 
-def search(args, step, spaces, seeds):
-    """Searches of each method in spaces, names with their flags. Prints and returns their rows."""
+def search(args, step, spaces, methods, seeds):
+    """Searches of methods in spaces, both names with their flags. Prints and returns their rows."""
     flags = f"{SEARCH} --data {args.data}"
     rows = write_table(args, step, [
         (dict(space=space, method=method, seed=seed), "search.py",
-         f"{flags} {spaces[space]} {METHODS[method]} --seed {seed}".split())
-        for seed in range(seeds) for space in spaces for method in METHODS
+         f"{flags} {spaces[space]} {methods[method]} --seed {seed}".split())
+        for seed in range(seeds) for space in spaces for method in methods
     ])  # fmt: skip
     print("\n| search | accuracy of the supernet | skip connections of 16 | mean loss of radius 1 - center |")
     print("|---|---|---|---|")
@@ -141,7 +143,8 @@ def main():
     parser.add_argument("--jobs", type=utils.within(int, 1, 256), default=utils.cores(), help="side by side")
     args = parser.parse_args()
 
-    runs = {f"{row['method']}_{row['seed']}": row for row in search(args, "search", {"DARTS": ""}, 4)}
+    found = search(args, "search", {"DARTS": ""}, METHODS, 4)
+    runs = {f"{row['method']}_{row['seed']}": row for row in found}
     drawn = {}
     for seed in range(4):
         cell = genotypes.random_architecture(genotypes.SPACES["darts"], torch.Generator().manual_seed(seed))
@@ -154,7 +157,7 @@ def main():
     cells = four | drawn
     train(args, "test", TEST, cells, 3, dict.fromkeys(cells, CHANNELS))
     train(args, "equal", TEST, four, 3, equal_channels(four))
-    found = search(args, "robust", ROBUST, 3)
+    found = search(args, "robust", ROBUST, SOFTMAX, 3)
     cells = {f"{row['space']}_{row['method']}_{row['seed']}": row["run"] for row in found}
     train(args, "robust_test", f"{IMAGES} --epochs 10", cells, 1, dict.fromkeys(cells, CHANNELS))
 
