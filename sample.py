@@ -115,10 +115,9 @@ def parse_args(argv=None):
     add("--resume", help="go on with the search by training in this folder; flags are as they were")
     # fmt: on
     words = list(sys.argv[1:] if argv is None else argv)
-    saved, first = {}, parser.parse_known_args(words)[0]
+    resume = parser.parse_known_args(words)[0].resume
     try:
-        if first.resume:
-            saved = utils.saved_args(first.resume, "sample.py")
+        saved = utils.saved_args(resume, "sample.py") if resume else {}
     except utils.BadInput as error:
         parser.error(str(error))
     parser.set_defaults(**saved)  # the flags that are not given are those of the run
