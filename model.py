@@ -422,7 +422,9 @@ def conv_7x1_1x7(C, stride, affine):
     return ConvOp(C, affine, nn.Sequential(first, second))
 
 
-# An operation is added here, and to the `ops` of a space in genotypes.py.
+# An operation is added here, and to the `ops` of a space in genotypes.py. With weights it is a ConvOp, whose
+# 1 x 1 convolutions have stride 1, see HalvingConv; a pooling is an nn.MaxPool2d or nn.AvgPool2d, after which
+# the DARTS supernet has a batch norm.
 OPS = {
     "none": lambda C, stride, affine: Zero(stride),
     "skip_connect": lambda C, stride, affine: (
@@ -597,7 +599,8 @@ class NasBench201Cell(nn.Module):
             if not isinstance(op, Zero):
                 term = op(nodes[source] if source in nodes else torch.zeros_like(x))
                 nodes[target] = nodes[target] + term if target in nodes else term
-        return nodes[3] if 3 in nodes else torch.zeros_like(x)
+        last = self.edges[-1][1]
+        return nodes[last] if last in nodes else torch.zeros_like(x)
 
 
 class NetworkNasBench201(nn.Module):

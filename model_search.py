@@ -70,6 +70,8 @@ class MixedCell(nn.Module):
                 op = OPS[name](C, strides[source], affine=False)
                 if isinstance(op, ConvOp):
                     self.own[-1][str(o)] = op
+                elif next(op.parameters(), None) is not None:  # edges would share them
+                    raise TypeError(f"{name} in OPS of model.py has weights: write it as a ConvOp")
                 elif not isinstance(op, Zero) and str(o) not in self.shared[source]:
                     if space.name == "darts" and isinstance(op, (nn.MaxPool2d, nn.AvgPool2d)):
                         op = Stage(OrderedDict(pool=op, norm=BatchNorm(C, affine=False)))  # as in DARTS
@@ -351,7 +353,8 @@ class NasBench201Supernet(Supernet):
             if stage > 0:
                 self.blocks.append(ResidualBlock(C, 2 * C))
                 C = 2 * C
-            self.blocks.extend(MixedCell(self.space, C, strides=(1, 1, 1)) for _ in range(layers))
+            strides = [1] * self.space.edges[-1][1]
+            self.blocks.extend(MixedCell(self.space, C, strides) for _ in range(layers))
         self.last_norm = BatchNorm(C)
         self.classifier = nn.Linear(C, classes)
 

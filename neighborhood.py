@@ -17,10 +17,19 @@ that are not 0, and one such vector serves both kinds of architecture:
 
     (ops + shifts) % O             the neighbor of a discrete architecture, ops of shape (E,)
     neighbors(p, shifts, "roll")   the neighbors of a mixture, differentiable in p
+
+NA-RS with an error of your own, a function f of a list of architectures that returns their errors:
+
+    shifts = ball_shifts(E, O, 1)
+    draw = lambda: tuple(torch.randint(O, (E,), generator=g).tolist())
+    around = lambda arch: discrete_neighbors(arch, shifts, O)
+    scores = random_search(Evaluations(f, budget=1000), draw, around, AGGREGATE["mean"])
+    found = min(scores, key=scores.get)
 """
 
 import itertools
 import math
+from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +107,8 @@ def replace(p, s):
 
 
 # Maps of one edge's probabilities that are exactly "another operation here" on one-hot rows.
-# Each takes p (..., O) and shifts s (...) in 1..O-1 of a broadcast shape, and returns probabilities (..., O).
+# Each takes p (..., O) and shifts s (...) in 1..O-1, and returns probabilities (..., O) of the shape to which
+# both broadcast. It draws nothing itself: s says which neighbor it makes.
 PERTURB = {"roll": roll, "move": move, "replace": replace}
 
 
@@ -113,7 +123,7 @@ def neighbors(p, shifts, perturb="roll"):
     return torch.where(shifts[..., None] == 0, p, PERTURB[perturb](p, shifts))
 
 
-# Relaxations: what a step evaluates in place of the architecture parameters alpha (..., E, O). Each gives n
+# Relaxations: what a step evaluates in place of the architecture parameters alpha (..., E, O). Each draws n
 # mixtures (n, ..., E, O), differentiable in alpha. generator: of the CPU. t: the fraction of the search that
 # is done, from 0 to 1.
 
@@ -140,14 +150,13 @@ def dirichlet(alpha, n, generator, t):
     return (gamma / gamma.sum(-1, keepdim=True)).to(alpha)
 
 
-RELAX = {"softmax": softmax, "gumbel": gumbel, "dirichlet": dirichlet}
-METHODS = {"softmax": "DARTS", "gumbel": "GDAS", "dirichlet": "DrNAS"}  # of radius 0
-
-# What a search has settled on, (..., E, O): the mixture, the likeliest architecture, the mean mixture.
-SETTLED = {
-    "softmax": lambda alpha: alpha.softmax(-1),
-    "gumbel": lambda alpha: F.one_hot(alpha.argmax(-1), alpha.shape[-1]).to(alpha),
-    "dirichlet": lambda alpha: F.normalize(F.elu(alpha) + 1, 1, -1),
+# draw: the function. settled: what a search has settled on, (..., E, O): the mixture, the likeliest
+# architecture, the mean mixture. method: the name of the search with radius 0.
+Relaxation = namedtuple("Relaxation", "draw settled method")
+RELAX = {
+    "softmax": Relaxation(softmax, lambda alpha: alpha.softmax(-1), "DARTS"),
+    "gumbel": Relaxation(gumbel, lambda a: F.one_hot(a.argmax(-1), a.shape[-1]).to(a), "GDAS"),
+    "dirichlet": Relaxation(dirichlet, lambda alpha: F.normalize(F.elu(alpha) + 1, 1, -1), "DrNAS"),
 }
 
 
@@ -209,20 +218,24 @@ class Evaluations:
         return self.budget - len(self.known) - len(self.new(archs))
 
     def __call__(self, archs):
-        """Errors of the architectures, a float64 tensor. Raises ValueError beyond the budget."""
+        """Errors of the architectures, a float64 tensor. Raises ValueError beyond the budget, and where an
+        error is NaN, which has no rank."""
         new = self.new(archs)
         if len(new) > self.left():
             raise ValueError(f"a budget of {self.budget} evaluations is exceeded")
         if new:
             self.known.update(zip(new, map(float, self.f(new)), strict=True))
-        return torch.tensor([self.known[a] for a in archs], dtype=torch.float64)
+        errors = torch.tensor([self.known[a] for a in archs], dtype=torch.float64)
+        if errors.isnan().any():
+            raise ValueError(f"the error of {archs[errors.isnan().nonzero()[0]]} is NaN")
+        return errors
 
 
 def discrete_neighbors(arch, shifts, O):  # noqa: E741
-    """The neighbors of an architecture, a list of tuples. shifts: (n, E) as lists; entries of arch beyond E
-    ride along."""
-    E = len(shifts[0])
-    return [(*((op + s) % O for op, s in zip(arch, shift, strict=False)), *arch[E:]) for shift in shifts]
+    """The neighbors of an architecture, a list of tuples. shifts: (n, E); entries of arch beyond E ride
+    along."""
+    ops, rest = torch.tensor(arch[: shifts.shape[1]]), arch[shifts.shape[1] :]
+    return [(*near, *rest) for near in ((ops + shifts) % O).tolist()]
 
 
 def random_search(evaluations, draw, neighborhood, g, samples=None, wave=1):

@@ -103,7 +103,7 @@ def parse_args(argv=None):
     add("--noise", type=within(float, 0, 100), default=0.0,
         help="standard deviation (points) of an error added to each accuracy that is searched on, drawn anew "
         "for each repeat; what is reported is without it")
-    add("--eval", choices=("train", "supernet"), help="train each architecture, or one supernet on which all "
+    add("--eval", choices=EVALUATORS, help="train each architecture, or one supernet on which all "
         "are evaluated; all other flags are train.py's (default: the table)")
     add("--supernet", metavar="RUN", help="a run whose supernet to use (default: train one)")
     add("--supernet_error", choices=("loss", "top1"), default="loss",
@@ -222,7 +222,7 @@ def search(args, f, rng, wave=1):
     # LS moves to neighbors with radius 0 too.
     radius = max(1, args.neighborhood) if args.algo == "ls" else args.neighborhood
     sampled = args.neighbors if radius else 0
-    whole = None if sampled else ball_shifts(E, O, radius).tolist()
+    whole = None if sampled else ball_shifts(E, O, radius)
 
     def draw():
         if space.name == "darts":
@@ -230,13 +230,13 @@ def search(args, f, rng, wave=1):
         return tuple(torch.randint(O, (E,), generator=rng).tolist())
 
     def neighborhood(arch):
-        shifts = whole or sample_shifts(E, O, radius, sampled, rng).tolist()
+        shifts = sample_shifts(E, O, radius, sampled, rng) if sampled else whole
         return discrete_neighbors(arch, shifts, O)
 
     def mutate(arch):
-        shift = [0] * E
-        shift[torch.randint(E, (1,), generator=rng)] = torch.randint(1, O, (1,), generator=rng).item()
-        return discrete_neighbors(arch, [shift], O)[0]
+        shift = torch.zeros(1, E, dtype=torch.long)
+        shift[0, torch.randint(E, (1,), generator=rng)] = torch.randint(1, O, (1,), generator=rng)
+        return discrete_neighbors(arch, shift, O)[0]
 
     def choose(items, k):
         return [items[i] for i in torch.randint(len(items), (k,), generator=rng).tolist()]
@@ -564,7 +564,7 @@ def rank_correlations(args, f, table):
     the table's, and for centers of neighborhoods that of their own error and of g over the neighborhood."""
     space, rng = space_with(args.space, args.ops), utils.generator(args.seed, 8)
     E, O = len(space.edges), len(space.ops)  # noqa: E741
-    shifts, g = ball_shifts(E, O, 1).tolist(), AGGREGATE[args.agg]
+    shifts, g = ball_shifts(E, O, 1), AGGREGATE[args.agg]
     truth = errors_of(table, args.bench_metric, space)[1]
     place = lambda arch: (torch.tensor(arch) @ (O ** torch.arange(E - 1, -1, -1))).item()
     centers = [tuple(torch.randint(O, (E,), generator=rng).tolist()) for _ in range(CENTERS)]
@@ -622,11 +622,14 @@ def read_evaluations(path, column, space):
         ) from None
 
 
+EVALUATORS = {"train": search_trained, "supernet": search_supernet}  # besides the table
+
+
 def main(args):
     kind = f"{method_name(args).lower()}-{args.space}{'-supernet' if args.eval == 'supernet' else ''}"
     args.save = args.resume or args.save or utils.new_run_path("sample", kind)
     with utils.claimed(args.save, args.resume):
-        {None: search_table, "train": search_trained, "supernet": search_supernet}[args.eval](args)
+        EVALUATORS.get(args.eval, search_table)(args)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ import nats_bench
 import utils
 from genotypes import PARAMETER_FREE, SPACES, format_architecture, operations, read_cell, space_with, to_json
 from model_search import SUPERNETS, running_statistics_kept, weights_held
-from neighborhood import AGGREGATE, METHODS, PERTURB, RELAX, SETTLED, neighbors, sample_shifts, uphill
+from neighborhood import AGGREGATE, PERTURB, RELAX, neighbors, sample_shifts, uphill
 from utils import within
 
 LAYERS = {"darts": 8, "nasbench201": 5}
@@ -71,7 +71,7 @@ def draw_shifts(model, args, epoch, g):
 def mixtures(alpha, shifts, args, g, t=0.0):
     """What neighbors (n, E), as shifts, evaluate: mixture weights (n, cells, E, O), differentiable in alpha.
     g: generator of what --relax draws. t: the fraction of the search that is done."""
-    p = RELAX[args.relax](alpha, len(shifts), g, t)
+    p = RELAX[args.relax].draw(alpha, len(shifts), g, t)
     perturb = "roll" if args.perturb == "ascent" else args.perturb  # whose shifts are those of the center
     return neighbors(p.flatten(1, 2), shifts, perturb).view(p.shape)
 
@@ -181,7 +181,7 @@ def weight_gradient(model, x, y, q, args):
 def evaluate(model, batches, args):
     """Loss (nats) and accuracy (percent) of the supernet at what it has settled on, in evaluation mode."""
     model.eval()
-    p, loss, correct, images = SETTLED[args.relax](model.alpha), 0.0, 0, 0
+    p, loss, correct, images = RELAX[args.relax].settled(model.alpha), 0.0, 0, 0
     used = operations_used(p[None], args)
     for x, y in batches:
         with autocast(args, x):
@@ -291,7 +291,7 @@ def parse_args(argv=None):
 def method_name(args):
     if args.perturb == "ascent" and args.neighborhood:
         return "DARTS-ascent"
-    return ("NA-" if args.neighborhood else "") + METHODS[args.relax]
+    return ("NA-" if args.neighborhood else "") + RELAX[args.relax].method
 
 
 def check_args(parser, args):
@@ -316,7 +316,8 @@ def check_args(parser, args):
     if args.resume and not os.path.isdir(args.resume):
         parser.error(f"--resume {args.resume} is not a run folder: give the folder that it lies in")
     if args.neighborhood and args.agg != "mean" and (args.neighbors == 1 or args.perturb == "ascent"):
-        parser.error(f"--agg {args.agg} does nothing where a step evaluates one neighbor: leave it out")
+        one = "where a step evaluates one neighbor: leave it out, or see --neighbors"
+        parser.error(f"--agg {args.agg} does nothing {one}")
     plain = not args.unrolled and args.relax == "softmax" and args.weight_step == "center"
     if args.perturb == "ascent" and not plain:
         parser.error("--perturb ascent goes with --relax softmax, first order and --weight_step center")

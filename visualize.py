@@ -42,7 +42,7 @@ from tqdm import tqdm
 import utils
 from genotypes import SPACES, Genotype, operations, parse_architecture, printable, space_with
 from model_search import SUPERNETS, running_statistics_kept, weights_held
-from neighborhood import METHODS, PERTURB, SETTLED, ball_shifts, neighbors
+from neighborhood import PERTURB, RELAX, ball_shifts, neighbors
 
 PICTURES = "pictures-out"  # the folder of pictures that belong to no run
 # Colors safe for colour-blind readers (Okabe and Ito 2008); dashes, for print in black and white
@@ -139,7 +139,7 @@ def method_of(flags):
     if "neighborhood" not in flags:
         return flags["name"]
     radius = f", radius {flags['neighborhood']}" if flags["neighborhood"] > 1 else ""
-    name = "NA-" * (flags["neighborhood"] > 0) + METHODS[flags.get("relax", "softmax")]
+    name = "NA-" * (flags["neighborhood"] > 0) + RELAX[flags.get("relax", "softmax")].method
     name = "DARTS-ascent" if flags.get("perturb") == "ascent" and flags["neighborhood"] else name
     return name + radius + ", second order" * flags["unrolled"]
 
@@ -388,7 +388,7 @@ def losses_at(model, mixtures, batches, progress):
 def neighborhood_losses(model, batches, perturb, relax="softmax"):
     """The loss of every member of the radius-1 neighborhood of what the search has settled on, by the map of
     the simplex that --perturb names: shifts (n, E), the center first, and losses (n,) in nats."""
-    p = SETTLED[relax](model.alpha.detach())
+    p = RELAX[relax].settled(model.alpha.detach())
     shifts = ball_shifts(p[..., 0].numel(), p.shape[-1], 1)
     perturb = perturb if perturb in PERTURB else "roll"  # ascent has no such members
     mixtures = neighbors(p.flatten(0, 1), shifts, perturb).view(-1, *p.shape)
@@ -403,7 +403,7 @@ def hessian_product(model, batches, relax="softmax"):
 
     def gradient(x, y):
         with running_statistics_kept(model), weights_held(model):
-            loss = F.cross_entropy(model(x, SETTLED[relax](alpha)), y, reduction="sum") / images
+            loss = F.cross_entropy(model(x, RELAX[relax].settled(alpha)), y, reduction="sum") / images
             return torch.autograd.grad(loss, alpha, create_graph=True)[0].flatten()
 
     kept = [gradient(*batches[0])] if len(batches) == 1 else None
@@ -528,7 +528,7 @@ def landscape(args):
         relax = run["args"].get("relax", "softmax")
         vectors, names = directions(args.directions, model, batches, args.seed, relax)  # (2, n) orthonormal
         alphas = model.alpha + (points @ vectors.flip(0)).view(-1, *model.alpha.shape).to(model.alpha)
-        losses = losses_at(model, SETTLED[relax](alphas.detach()), batches, folder)
+        losses = losses_at(model, RELAX[relax].settled(alphas.detach()), batches, folder)
         text = f"loss at the center {losses[len(losses) // 2]:.4f}"
         print(f"{folder}: {text}; on the plane mean {losses.mean():.4f}, largest {losses.max():.4f} nats")
         drawn.append((losses, f"{title_of(folder, run, 38)}\n{text} nats", names))

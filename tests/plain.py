@@ -73,6 +73,7 @@ def operation(name, C, stride, affine=False):
         return nn.MaxPool2d(3, stride, 1)
     if name == "avg_pool_3x3":
         return nn.AvgPool2d(3, stride, 1, count_include_pad=False)
+    assert name.startswith(("nor_conv", "conv_7x1", "sep", "dil")), f"add {name} in plain modules"
     k = int(name[-1])
     if name.startswith("nor_conv"):
         return relu_conv_bn(C, C, k, stride, affine)

@@ -23,9 +23,8 @@ DARTS, NB201 = SPACES["darts"], SPACES["nasbench201"]
 V2 = NAMED["DARTS_V2"]
 
 # The published cells, normal / reduction: operation and input node of each pair, then the concatenated nodes.
-SHORT = dict(
-    zip("mp ap sk s3 s5 d3 d5 s7 c7".split(), (*DARTS.ops[1:], "sep_conv_7x7", "conv_7x1_1x7"), strict=True)
-)
+SHORT = dict(mp="max_pool_3x3", ap="avg_pool_3x3", sk="skip_connect", c7="conv_7x1_1x7")
+SHORT |= {f"{kind[0]}{k}": f"{kind}_conv_{k}x{k}" for kind in ("sep", "dil") for k in (3, 5, 7)}
 CELLS = {
     "DARTS_V1": "s31 s30 sk0 s31 sk0 s31 s30 sk2 2345 / mp0 mp1 sk2 mp0 mp0 sk2 sk2 ap0 2345",
     "DARTS_V2": "s30 s31 s30 s31 s31 sk0 sk0 d32 2345 / mp0 mp1 sk2 mp1 mp0 sk2 sk2 mp1 2345",

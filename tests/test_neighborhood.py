@@ -34,6 +34,7 @@ def by_hand(p, shifts, perturb):
             row[k] = 0.0
         if s and perturb == "replace":
             row = [float(o == (k + s) % ops) for o in range(ops)]
+        assert perturb in ("roll", "move", "replace"), "add its form on lists"
         q.append(row)
     return torch.tensor(q, dtype=p.dtype)
 
@@ -119,7 +120,7 @@ def test_aggregations_equal_numpy(name, shape):
         "median": lambda v: np.median(v, 0),
         "logsumexp": lambda v: np.log(np.mean(np.exp(v), 0)),
     }
-    assert set(plain) == set(AGGREGATE)
+    assert name in plain, "add its form in numpy"
     values = torch.randn(shape, generator=generator(), dtype=torch.float64).requires_grad_()
     result = AGGREGATE[name](values)
     assert result.shape == shape[1:]

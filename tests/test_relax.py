@@ -11,7 +11,7 @@ import search
 import utils
 from genotypes import SPACES
 from model_search import SUPERNETS
-from neighborhood import RELAX, SETTLED, distance, uphill
+from neighborhood import RELAX, distance, uphill
 
 N = 20_000
 some_alpha = lambda *shape, seed=0: torch.randn(*shape, generator=utils.generator(seed, 0)).double()
@@ -20,7 +20,7 @@ some_alpha = lambda *shape, seed=0: torch.randn(*shape, generator=utils.generato
 @pytest.mark.parametrize("t", [0.0, 0.9])
 def test_gumbel_samples_have_the_frequencies_of_softmax(t):
     alpha = some_alpha(2, 3, 4)
-    q = RELAX["gumbel"](alpha, N, utils.generator(0, 0), t)
+    q = RELAX["gumbel"].draw(alpha, N, utils.generator(0, 0), t)
     assert torch.allclose(q, F.one_hot(q.argmax(-1), 4).double(), atol=1e-12)
     p = alpha.softmax(-1)
     assert ((q.mean(0) - p).abs() < 5 * (p * (1 - p) / N).sqrt()).all()
@@ -33,7 +33,7 @@ def test_gumbel_samples_have_the_frequencies_of_softmax(t):
 def test_the_straight_through_gradient_is_that_of_the_soft_sample(t, temperature):
     """So it is not that of the expected loss: it is biased."""
     alpha, by_q = some_alpha(2, 3, 4).requires_grad_(), some_alpha(5, 2, 3, 4, seed=1)
-    q = RELAX["gumbel"](alpha, 5, utils.generator(0, 0), t)
+    q = RELAX["gumbel"].draw(alpha, 5, utils.generator(0, 0), t)
     noise = -(-torch.rand(5, 2, 3, 4, generator=utils.generator(0, 0)).log()).log().double()
     soft = ((alpha.softmax(-1).log() + noise) / temperature).softmax(-1)
     assert torch.equal(q.argmax(-1), soft.argmax(-1))
@@ -43,19 +43,19 @@ def test_the_straight_through_gradient_is_that_of_the_soft_sample(t, temperature
 
 def test_dirichlet_samples_have_its_moments():
     alpha = some_alpha(2, 3, 4)
-    q = RELAX["dirichlet"](alpha, N, utils.generator(0, 0), 0.0)
+    q = RELAX["dirichlet"].draw(alpha, N, utils.generator(0, 0), 0.0)
     c = torch.where(alpha > 0, alpha + 1, alpha.exp())
     mean, total = c / c.sum(-1, keepdim=True), c.sum(-1, keepdim=True)
     variance = mean * (1 - mean) / (total + 1)
     assert q.shape == (N, 2, 3, 4) and torch.allclose(q.sum(-1), torch.ones(()).double()) and q.min() >= 0
     assert ((q.mean(0) - mean).abs() < 5 * (variance / N).sqrt()).all()
     assert torch.allclose(q.var(0), variance, rtol=0.1)
-    assert torch.allclose(SETTLED["dirichlet"](alpha), mean)
+    assert torch.allclose(RELAX["dirichlet"].settled(alpha), mean)
 
 
 def test_dirichlet_is_finite_where_an_operation_has_nothing_left():
     alpha = torch.tensor([-200.0, -20.0, 0.0, 1.0], requires_grad=True)  # elu(-20) + 1 rounds to 0
-    q = RELAX["dirichlet"](alpha, 1000, utils.generator(0, 0), 0.0)
+    q = RELAX["dirichlet"].draw(alpha, 1000, utils.generator(0, 0), 0.0)
     (gradient,) = torch.autograd.grad(q[..., 3].sum(), alpha)
     assert q.isfinite().all() and gradient.isfinite().all() and gradient[3] > 0 > gradient[2]
 
@@ -71,7 +71,7 @@ def test_the_pathwise_gradient_of_dirichlet_is_that_of_the_expectation():
     steps = 1e-5 * torch.eye(4).double()
     expected = torch.stack([expectation(alpha + h) - expectation(alpha - h) for h in steps]) / 2e-5
     many = alpha.expand(10 * N, 4).clone().requires_grad_()  # a gradient each
-    q = RELAX["dirichlet"](many, 1, utils.generator(0, 0), 0.0)[0]
+    q = RELAX["dirichlet"].draw(many, 1, utils.generator(0, 0), 0.0)[0]
     (gradients,) = torch.autograd.grad(torch.einsum("ni,ij,nj", q, form, q), many)
     error = gradients.std(0) / len(many) ** 0.5
     assert ((gradients.mean(0) - expected).abs() < 5 * error).all()

@@ -38,7 +38,7 @@ def test_neighbors_of_a_genotype_change_one_operation_and_no_input():
     space = SPACES["darts"]
     arch = random_architecture(space, torch.Generator().manual_seed(1))
     pairs = arch.normal + arch.reduce
-    for neighbor in discrete_neighbors(to_indices(arch), ball_shifts(16, 7, 1).tolist(), 7)[1:]:
+    for neighbor in discrete_neighbors(to_indices(arch), ball_shifts(16, 7, 1), 7)[1:]:
         changed = from_indices(space, neighbor)
         assert parse_architecture(repr(changed)) == changed
         theirs = changed.normal + changed.reduce

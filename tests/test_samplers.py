@@ -49,7 +49,7 @@ def differ(a, b):
 
 
 def around(a, radius=1):
-    return discrete_neighbors(a, ball_shifts(E, O, radius).tolist(), O)
+    return discrete_neighbors(a, ball_shifts(E, O, radius), O)
 
 
 def drawer(seed):
@@ -66,7 +66,7 @@ def test_discrete_neighbors_are_the_ball(radius):
     for a in ARCHS:
         got = around(a, radius)
         assert got[0] == a and sorted(got) == sorted(ball(a, radius))
-    carried = discrete_neighbors((0, 1, 2, 7, 8), [[0, 0, 0], [1, 0, 2]], O)
+    carried = discrete_neighbors((0, 1, 2, 7, 8), torch.tensor([[0, 0, 0], [1, 0, 2]]), O)
     assert carried == [(0, 1, 2, 7, 8), (1, 1, 1, 7, 8)]  # what rides along stays
 
 
@@ -206,7 +206,7 @@ def test_fast_random_search_equals_the_plain_one(table, tmp_path, radius, agg):
     flags = f"--algo rs --samples 30 --repeats 4 --neighborhood {radius} --agg {agg}"
     _, rows = run(table, tmp_path / "run", flags)
     errors = 100 - nats_bench.load_table(table)["cifar10_valid_200"]
-    g, shifts = utils.generator(2, 4), ball_shifts(6, 5, radius).tolist()
+    g, shifts = utils.generator(2, 4), ball_shifts(6, 5, radius)
     powers = 5 ** torch.arange(5, -1, -1)
     for row in rows:
         evaluations = Evaluations(lambda archs: errors[torch.tensor(archs) @ powers].tolist())

@@ -187,6 +187,6 @@ def test_a_mutation_is_a_neighbor_drawn_uniformly(space, monkeypatch):
     sample.search(args, None, utils.generator(0, 0))
     arch, mutate = seen
     edges, ops = (16, 7) if space == "darts" else (6, 5)
-    near = set(discrete_neighbors(arch, ball_shifts(edges, ops, 1).tolist(), ops)) - {arch}
+    near = set(discrete_neighbors(arch, ball_shifts(edges, ops, 1), ops)) - {arch}
     found = Counter(mutate(arch) for _ in range(100 * len(near)))
     assert set(found) == near and all(abs(count - 100) < 50 for count in found.values())

@@ -22,7 +22,7 @@ import visualize
 from genotypes import NAMED, SPACES, operations, parse_architecture
 from genotypes import random_architecture as random_cell
 from model_search import SUPERNETS, running_statistics_kept
-from neighborhood import PERTURB, SETTLED
+from neighborhood import PERTURB, RELAX
 
 
 def do(*words):
@@ -214,7 +214,7 @@ def test_sharpness(perturb):
 
 def test_sharpness_is_that_of_what_a_relaxation_settles_on():
     model, batches = supernet("nasbench201")
-    for relax, settled in SETTLED.items():
+    for relax, (_, settled, _) in RELAX.items():
         row = visualize.sharpness(model, batches, "roll", relax)
         loss = plain_loss(model, settled(model.alpha).log().clamp(min=-1e9), batches).item()
         assert row["center_loss"] == pytest.approx(loss, rel=1e-9)
