@@ -160,6 +160,13 @@ def read_file(path):
     return arch, values
 
 
+def leave_signals():
+    """Of a pool's process: Ctrl-C is left to the process that started it, and SIGTERM, by which a pool ends
+    its processes, ends it without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def convert(folder, target=None):
     """Convert a folder of official topology files to a CSV file, whose path is returned: FOLDER.csv, or
     target. Files that are in it already are not read again. Raises BadInput where the folder holds none, or
@@ -182,9 +189,9 @@ def convert(folder, target=None):
             raise utils.BadInput(f"{target} is another table, with other columns: move it, or name OUT.csv")
     new = [os.path.join(folder, name) for name in names if name[:6] not in rows]
     if new:
-        # Processes of the pool leave Ctrl-C to the one that started them.
-        ignore = signal.signal, (signal.SIGINT, signal.SIG_IGN)
-        with multiprocessing.Pool(min(utils.cores(), len(new)), *ignore) as pool:
+        if not os.access(os.path.dirname(os.path.abspath(target)), os.W_OK):
+            raise utils.BadInput(f"{target} cannot be written: make its folder, or name another OUT.csv")
+        with multiprocessing.Pool(min(utils.cores(), len(new)), leave_signals) as pool:
             found = zip(new, pool.imap(read_file, new, 8), strict=True)
             for path, (arch, values) in tqdm(found, "converting", len(new), disable=None, leave=False):
                 index = os.path.basename(path)[:6]

@@ -329,15 +329,9 @@ def known_scores(known, neighborhood, g):
     known: dict of errors by architecture. Returns a dict of the same keys.
     """
     prior = [sum(known.values()) / len(known)] * 5
-    lengths = {}  # those with as many known neighbors are scored together
-    for a in known:
-        part = [known[b] for b in neighborhood(a) if b in known]
-        lengths.setdefault(len(part), {})[a] = part + prior
-    around = {}
-    for group in lengths.values():
-        errors = torch.tensor(list(group.values()), dtype=torch.float64)
-        around.update(zip(group, g(errors.T).tolist(), strict=True))
-    return {a: (error + around[a]) / 2 for a, error in known.items()}
+    around = lambda a: [known[b] for b in neighborhood(a) if b in known] + prior
+    scored = lambda a: g(torch.tensor(around(a), dtype=torch.float64)).item()
+    return {a: (error + scored(a)) / 2 for a, error in known.items()}
 
 
 def table_neighborhoods(ops, shifts, O):  # noqa: E741

@@ -175,8 +175,8 @@ def check_args(parser, args):
         parser.error("a search on a table takes seconds and is not resumed: run it anew")
     if args.resume and args.save not in (None, args.resume):
         parser.error("--resume goes on in its own folder: leave --save out")
-    if utils.processes()[1] > 1 and args.eval != "train":
-        parser.error("torchrun shares the work of --eval train alone: run this in one process")
+    if utils.processes()[1] > 1 and (args.eval != "train" or args.algo == "ea"):
+        parser.error("torchrun shares the work of --eval train with rs or ls alone: run this in one process")
     if args.starts and args.budget and args.starts > args.budget:
         parser.error(f"--starts {args.starts} is more than the --budget {args.budget}")
     sampled = args.neighbors if args.neighborhood else 0
@@ -215,7 +215,7 @@ def method_name(args):
 
 
 def search(args, f, rng, wave=1):
-    """One repeat of RS, NA-RS, LS or NA-LS on the evaluator f: the architecture, a tuple as to_indices has
+    """One repeat of --algo on the evaluator f: the architecture, a tuple as to_indices has
     it, its score, and how many evaluations were paid. wave: centers that NA-RS has evaluated at once."""
     space, g = space_with(args.space, args.ops), AGGREGATE[args.agg]
     E, O = edge_count(space), len(discrete_ops(space))  # noqa: E741
@@ -333,8 +333,9 @@ def report_found(args, metric, names, rows, folder, flags=None):
     )
     for name, column in columns.items():
         if column["mean"] is not None:
-            spread = "" if column["std"] is None else f" +- {column['std']:.2f}"
-            folder.log(f"  {name} {column['mean']:.2f}{spread} {'nats' if name.endswith('loss') else '%'}")
+            digits, unit = (4, "nats") if name.endswith("loss") else (2, "%")
+            spread = "" if column["std"] is None else f" +- {column['std']:.{digits}f}"
+            folder.log(f"  {name} {column['mean']:.{digits}f}{spread} {unit}")
     words = ["python", "train.py", "--arch", folder.path]
     if flags:
         words += ["--dataset", flags.dataset, "--data", flags.data, "--image_size", str(flags.image_size)]
@@ -580,7 +581,7 @@ def rank_correlations(args, f, table):
     return (
         f"rank correlation with {args.bench_metric}: {of_all:.3f} over {len(members)} architectures; over "
         f"{CENTERS} centers {correlation(errors[:, 0], centers):.3f} by their own error, "
-        f"{correlation(g(errors.T), centers):.3f} by g over their neighborhoods"
+        f"{correlation(g(errors.T), centers):.3f} by g over their neighborhoods of radius 1"
     )
 
 

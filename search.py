@@ -47,7 +47,7 @@ from utils import within
 
 LAYERS = {"darts": 8, "nasbench201": 5}
 QUICK = dict(
-    dataset="shapes", image_size=16, space="nasbench201", init_channels=8, layers=1, epochs=4, batch_size=64,
+    dataset="shapes", image_size=16, space="nasbench201", init_channels=8, epochs=4, batch_size=64,
     learning_rate=0.1, arch_learning_rate=0.03,
 )  # fmt: skip
 # What may change on --resume
@@ -272,7 +272,7 @@ def parse_args(argv=None):
         if first.resume:  # the flags that are not given are those of the run
             parser.set_defaults(**utils.saved_args(first.resume, "search.py"))
         elif first.quick:
-            parser.set_defaults(**QUICK)
+            parser.set_defaults(**QUICK, layers=3 if first.space == "darts" else 1)
     except utils.BadInput as error:
         parser.error(str(error))
     args = parser.parse_args(argv)

@@ -33,6 +33,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import statistics
 import time
 import zlib
@@ -143,7 +144,7 @@ def parse_args(argv=None, world=None, **defaults):
         help="train once with each of these, and report mean and deviation")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU where there is one")
     add("--amp", choices=AMP, default="none", help="autocast to this type")
-    add("--compile", action="store_true", help="torch.compile the network")
+    add("--compile", action=BooleanOptionalAction, default=False, help="torch.compile the network")
     add("--report_freq", type=within(int, 1, 1_000_000), default=50, help="steps between looks at the loss")
     add("--save", help="run folder (default: runs/train-<arch>-<dataset>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
@@ -171,7 +172,7 @@ def parse_args(argv=None, world=None, **defaults):
     # The cell itself, since a name may stand for another cell one day, and a file may change.
     args.name = saved.get("name", "cell")
     if args.arch in NAMED or os.path.exists(args.arch):
-        args.name = os.path.basename(os.path.abspath(args.arch))
+        args.name = os.path.basename(os.path.abspath(args.arch).removesuffix("/genotype.json"))
     args.arch = format_architecture(arch)
     return args
 
@@ -643,8 +644,14 @@ def train_seeds(args, rank, world, device):
         runs.append(Namespace(**{**vars(args), **more}))
     if args.resume and os.path.exists(os.path.join(args.save, "checkpoint.pt")):
         raise utils.BadInput(f"{args.save} is the run of one seed: leave --seeds out, or give another --save")
+    if args.resume:
+        done = [utils.load_checkpoint(one.resume)["epoch"] for one in runs if one.resume]
+        saved = utils.saved_args(args.resume, "train.py")
+        utils.check_same_run(args, saved, MAY_DIFFER, max(done, default=0))
     utils.wait_for_processes()  # no process looks for a run that another has just begun
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
+    if rank == 0:  # what is of fewer seeds or epochs
+        pathlib.Path(folder.file("result.json")).unlink(missing_ok=True)
     results = []
     for one in runs:
         with utils.claimed(one.save, one.resume):

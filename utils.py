@@ -110,8 +110,9 @@ def run(main, args):
         if not out_of_memory(error):
             raise
         flags = [name for name in ("batch_size", "image_size", "init_channels", "images") if name in args]
-        mend = f"choose a smaller --{', --'.join(flags)}" if flags else "ask for less at a time"
-        status, message = 2, f"out of memory ({one_line(error)[:120]}); {mend}; {how_to_go_on(args)}"
+        mend = f"start anew with a smaller --{', --'.join(flags)}" if flags else "ask for less at a time"
+        mend += ", or a larger --accumulate" * ("accumulate" in args) + "; or with more memory, "
+        status, message = 2, f"out of memory ({one_line(error)[:120]}); {mend}{how_to_go_on(args)}"
     else:
         return
     if status < 128 or processes()[0] == 0:  # of several that are stopped, the first one speaks
@@ -849,7 +850,7 @@ def restore(parts, checkpoint):
             part.load_state_dict(checkpoint[name])
     except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
         reason = f"the checkpoint does not fit this run ({one_line(error)})"
-        raise BadInput(f"{reason}: start the run anew") from None
+        raise BadInput(f"{reason}: give the data of the run, or start the run anew") from None
 
 
 class State(dict):

@@ -66,7 +66,7 @@ PANELS = {
 HELD_OUT = "arch_loss valid_loss test_loss arch_accuracy valid_top1 test_top1".split()
 # Flags by which the runs of one method may differ, as seeds of it, and those that its name tells
 NOT_THE_METHOD = "seed seeds save resume data device workers report_freq sharpness_images quick eval".split()
-NOT_THE_METHOD += "name neighborhood unrolled".split()
+NOT_THE_METHOD += "bench graph name neighborhood unrolled".split()
 NUMBERS = ("center_loss", "mean_loss", "max_loss", "loss_std", "hessian_eigenvalue")
 
 
@@ -93,7 +93,7 @@ def parse_args(argv=None):
         help="axes: dominant eigenvectors of the Hessian over alpha, or random directions (default: hessian)")
     add("--points", type=utils.within(int, 3, 201), default=15, help="along an axis, made odd (default: 15)")
     add("--extent", type=utils.within(float, 1e-6, 1e6), help="half the length of an axis, in units of alpha "
-        "(default: the distance of alpha from its start to its end, the longest of all runs)")
+        "(default: how far alpha has moved, each edge's mean aside, the longest of all runs)")
     add("--seed", type=utils.within(int, 0, 2**40), default=0, help="of random directions (default: 0)")
     # fmt: on
     return parser.parse_args(argv)
@@ -104,19 +104,20 @@ def picture_path(args):
     folder = [*getattr(args, "runs", ()), PICTURES][0]
     if args.command == "cell" and os.path.isdir(args.arch):
         folder = args.arch
-    if not args.out and folder == PICTURES:
-        os.makedirs(folder, exist_ok=True)
     path = args.out or os.path.join(folder, f"{args.command}.png")
     if not path.endswith((".png", ".svg", ".pdf")):
         raise utils.BadInput(f"--out {path} has no known ending: expected .png, .svg or .pdf")
-    if not os.path.isdir(os.path.dirname(path) or "."):
+    if not os.path.isdir(os.path.dirname(path) or ".") and (args.out or folder != PICTURES):
         raise utils.BadInput(f"there is no folder {os.path.dirname(path)} for {path}")
+    if Path(path).stem in ("metrics", "evaluations"):
+        raise utils.BadInput(f"--out {path}: its numbers would go to a file that a run writes: name another")
     return path
 
 
 def save(figure, path, rows):
     """Write a picture, in the format of its ending, and its numbers as CSV beside it. rows: dicts."""
     figure.savefig(buffer := io.BytesIO(), format=path[-3:], dpi=110)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     utils.write_file(path, buffer.getvalue())
     utils.write_csv(os.path.splitext(path)[0] + ".csv", rows)
 
@@ -354,7 +355,7 @@ def loss_batches(images, labels, index, n, batch_size, seed, normalisation):
     return [(utils.normalise(images[part], **normalisation), labels[part]) for part in parts]
 
 
-def load_supernet(path, run, args):
+def load_supernet(run, args):
     """The supernet of a run in its last state, in training mode, and the batches to take losses on."""
     flags = argparse.Namespace(**{**run["args"], "data": args.data or run["args"]["data"]})
     device = utils.device_of(args.device)
@@ -390,7 +391,6 @@ def neighborhood_losses(model, batches, perturb, relax="softmax"):
     the simplex that --perturb names: shifts (n, E), the center first, and losses (n,) in nats."""
     p = RELAX[relax].settled(model.alpha.detach())
     shifts = ball_shifts(p[..., 0].numel(), p.shape[-1], 1)
-    perturb = perturb if perturb in PERTURB else "roll"  # ascent has no such members
     mixtures = neighbors(p.flatten(0, 1), shifts, perturb).view(-1, *p.shape)
     return shifts, losses_at(model, mixtures, batches, "neighbors")
 
@@ -456,6 +456,7 @@ def sharpness(model, batches, perturb, relax="softmax", losses=None):
     architectures, which has none. batches: those of loss_batches. losses: what neighborhood_losses gave,
     where it is known. The model is as it was before, to the bit.
     """
+    perturb = perturb if perturb in PERTURB else "roll"  # ascent has no such members
     losses = neighborhood_losses(model, batches, perturb, relax)[1] if losses is None else losses
     value = torch.tensor(math.nan)
     if relax != "gumbel":
@@ -480,7 +481,7 @@ def sharpness_command(args):
     figure = Figure((6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for (folder, run), style in zip(runs.items(), itertools.cycle(RUN_LINES), strict=False):
-        (model, batches), names = load_supernet(folder, run, args), edge_names(run)
+        (model, batches), names = load_supernet(run, args), edge_names(run)
         how = run["args"]["perturb"], run["args"].get("relax", "softmax")
         shifts, losses = neighborhood_losses(model, batches, *how)
         numbers = sharpness(model, batches, *how, losses)
@@ -524,7 +525,7 @@ def landscape(args):
     steps = torch.arange(-half, half + 1, dtype=torch.float64) * (extent / half)
     points = torch.cartesian_prod(steps, steps)  # (b, a) of each, a along the first axis
     for folder, run in runs.items():
-        model, batches = load_supernet(folder, run, args)
+        model, batches = load_supernet(run, args)
         relax = run["args"].get("relax", "softmax")
         vectors, names = directions(args.directions, model, batches, args.seed, relax)  # (2, n) orthonormal
         alphas = model.alpha + (points @ vectors.flip(0)).view(-1, *model.alpha.shape).to(model.alpha)

@@ -102,7 +102,7 @@ def main(args):
     for path in args.runs:
         run = visualize.load_run(path)
         where = argparse.Namespace(device="cpu", data=args.data, images=args.images)
-        model, batches = visualize.load_supernet(path, run, where)
+        model, batches = visualize.load_supernet(run, where)
         if len(batches) < 2 or any(len(y) % n for _, y in batches for n in args.neighbors):
             raise utils.BadInput("--images: at least two batches, of a size that every --neighbors divides")
         edges, ops = model.alpha[..., 0].numel(), model.alpha.shape[-1]

@@ -280,7 +280,7 @@ def test_too_little_memory(world):
     flags = f"{SEARCH} --save new --dataset shapes --image_size 1024 --batch_size 64".split()
     done = forks.run("search.py", *flags, cwd=world, before=["forks.little_memory", 2**29])
     assert done.status == 2 and done.err.count("\n") == 1, done.err
-    assert "out of memory" in done.err and "choose a smaller --batch_size, --image_size" in done.err
+    assert "out of memory" in done.err and "start anew with a smaller --batch_size" in done.err
     assert not (world / "new").exists()
 
 

@@ -273,7 +273,7 @@ def test_what_steps_ask_of_operations(tmp_path, capsys, few_shapes, no_sharpness
     asked = {**one, **two}
     assert len(lines) == 10
     where = argparse.Namespace(device="cpu", data=None, images=128)
-    model, batches = visualize.load_supernet(run, visualize.load_run(run), where)
+    model, batches = visualize.load_supernet(visualize.load_run(run), where)
     model.double()
 
     def loss(alpha, shares):

@@ -126,6 +126,14 @@ class Square(torch.nn.Module):
         return x[..., :: self.stride, :: self.stride].square()
 
 
+def test_weights_outside_a_ConvOp_are_refused(monkeypatch):
+    """The edges that leave a node would share them."""
+    monkeypatch.setitem(OPS, "mine", lambda C, stride, affine: torch.nn.Conv2d(C, C, 1, stride))
+    monkeypatch.setitem(SPACES, "darts", SPACES["darts"]._replace(ops=("skip_connect", "mine")))
+    with pytest.raises(TypeError, match="mine in OPS of model.py has weights: write it as a ConvOp"):
+        SUPERNETS["darts"](4, 3)
+
+
 @pytest.mark.parametrize(
     "space,name", [("darts", "conv_7x1_1x7"), ("darts", "square"), ("nasbench201", "square")]
 )

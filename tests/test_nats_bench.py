@@ -147,8 +147,11 @@ def test_a_table_of_other_columns_is_not_written_over(official, refused):
     before = path.read_bytes()
     assert "NATS.csv is another table" in refused(nats_bench, "", official)
     assert path.read_bytes() == before
-    do(nats_bench, "", official, official.parent / "out.csv")
+    command = [sys.executable, nats_bench.__file__, official, official.parent / "out.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == ""  # nor a word of the processes that read the files
     assert len(read(official.parent / "out.csv")) == 2
+    assert "no/out.csv cannot be written: make its folder" in refused(nats_bench, "", official, "no/out.csv")
     path.write_bytes(bytes(range(128, 256)))
     for target in (official.parent, path):
         assert f"{target} is no table" in refused(nats_bench, "", official, target)

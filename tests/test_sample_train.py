@@ -164,7 +164,8 @@ def test_processes_do_not_share_a_batch(refused, monkeypatch):
     args = sample.parse_args("--algo rs --eval train --space nasbench201".split())
     assert sample.training_args(args).batch_size == 256
     assert "cannot be cut into 3 equal pieces" in refused(train, "--batch_size 256")
-    assert "torchrun shares the work of --eval train alone" in refused(sample, "--bench T.csv")
+    for flags in ("--bench T.csv", "--algo ea --eval train --space nasbench201"):
+        assert "torchrun shares the work of --eval train with rs or ls alone" in refused(sample, flags)
 
 
 def test_a_training_that_diverges_counts_as_zero(tmp_path, capsys, monkeypatch):

@@ -1,7 +1,9 @@
 """RS, NA-RS, LS and NA-LS on made-up tables: against slow plain versions, and as sample.py runs them."""
 
 import itertools
+import math
 import os
+import re
 
 import forks
 import pytest
@@ -80,6 +82,8 @@ def test_the_memory_pays_once_and_within_the_budget():
         evaluations([c, d])
     assert evaluations([b, c]).tolist() == f([b, c]) and asked == [a, b, c]
     assert list(evaluations.known) == [a, b, c]
+    with pytest.raises(ValueError, match=re.escape(f"the error of {b} is NaN")):  # it could win
+        Evaluations(lambda archs: [1, math.nan])([a, b])
 
 
 def test_flat_and_sharp_minima():

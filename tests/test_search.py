@@ -300,7 +300,7 @@ def test_neighbors_that_share_statistics(tmp_path, monkeypatch):
     assert (alpha["shared"] - alpha["darts"]).norm() < 0.05 * moved < (alpha["own"] - alpha["darts"]).norm()
     run = str(tmp_path / "shared")
     where = Namespace(device="cpu", data=None, images=search.SHARPNESS_IMAGES)
-    again = visualize.sharpness(*visualize.load_supernet(run, visualize.load_run(run), where), "roll")
+    again = visualize.sharpness(*visualize.load_supernet(visualize.load_run(run), where), "roll")
     assert outcome(run).result["sharpness"] == again
 
 
@@ -328,6 +328,7 @@ def test_warm_up_is_weight_steps_alone(tmp_path):
 @pytest.mark.usefixtures("few_shapes")
 def test_what_a_run_writes(tmp_path):
     folder = tmp_path / "a run"
+    assert search.parse_args(["--quick", "--space", "darts"]).layers == 3
     more = "--quick", "--learning_rate", 0.025  # given flags come before those of --quick
     _, rows, result = run_search(folder, "--epochs", 2, "--data", "my data", *more)
     names = "args.json cell.csv cell.png checkpoint.pt genotype.json log.txt metrics.csv result.json"

@@ -201,10 +201,14 @@ class Ends:
 @pytest.mark.parametrize(
     "script,flags,advice",
     [
-        (search, "", "--batch_size, --image_size, --init_channels;"),
-        (train, "", "--batch_size, --image_size, --init_channels;"),
+        (search, "", "start anew with a smaller --batch_size, --image_size, --init_channels; or"),
+        (
+            train,
+            "",
+            "--image_size, --init_channels, or a larger --accumulate; or with more memory, no checkp",
+        ),
         (sample, "--bench T.csv", "out of memory (no more); ask for less at a time;"),
-        (None, "", "choose a smaller --images;"),  # such as visualize.py sharpness
+        (None, "", "start anew with a smaller --images;"),  # such as visualize.py sharpness
     ],
 )
 def test_out_of_memory_names_flags_that_the_script_has(refused, script, flags, advice):

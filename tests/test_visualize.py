@@ -289,7 +289,7 @@ def test_landscape(runs, tmp_path, directions):
     assert len(rows) == 25 * len(names) and max(float(row["a"]) for row in rows) == pytest.approx(extent)
     args = visualize.parse_args(["landscape", "RUN", *map(str, flags)])
     for folder in [str(runs / name) for name in names]:
-        model, batches = visualize.load_supernet(folder, visualize.load_run(folder), args)
+        model, batches = visualize.load_supernet(visualize.load_run(folder), args)
         found.append(visualize.directions(directions, model, batches, 3, "softmax")[0])
         assert torch.allclose(found[-1] @ found[-1].T, torch.eye(2, dtype=torch.float64), atol=1e-6)
         assert found[-1].view(2, 6, 5).sum(-1).abs().max() < 0.01  # a direction that the softmax does not see
@@ -304,6 +304,8 @@ BAD = [
     ("cell DARTS_V3 --out cell.png", "unknown architecture 'DARTS_V3'"),
     ("cell DARTS_V2 --out cell.jpg", "cell.jpg has no known ending: expected .png, .svg or .pdf"),
     ("cell DARTS_V2 --out no/such/place.png", "there is no folder no/such"),
+    ("cell DARTS_V2 --out metrics.png", "metrics.png: its numbers would go to a file that a run writes"),
+    ("cell DARTS_V3", "unknown architecture"),
     (f"curves {ROOT}", f"{ROOT} is not the folder of a run: name a folder that search.py or train.py wrote"),
     ("landscape RUN --points 2", "argument --points: 2 is out of range: it lies between 3 and 201"),
     ("landscape RUN --extent nan", "argument --extent: nan is out of range"),
@@ -313,8 +315,9 @@ BAD = [
 
 
 @pytest.mark.parametrize("words,message", BAD, ids=[words for words, _ in BAD])
-def test_bad_words(refused, words, message):
-    assert message in refused(visualize, words)
+def test_bad_words(refused, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(visualize, words) and not os.listdir()
 
 
 def test_a_picture_that_cannot_be_written(refused, tmp_path):
