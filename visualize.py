@@ -391,6 +391,7 @@ def neighborhood_losses(model, batches, perturb, relax="softmax"):
     the simplex that --perturb names: shifts (n, E), the center first, and losses (n,) in nats."""
     p = RELAX[relax].settled(model.alpha.detach())
     shifts = ball_shifts(p[..., 0].numel(), p.shape[-1], 1)
+    perturb = perturb if perturb in PERTURB else "roll"  # ascent has no such members
     mixtures = neighbors(p.flatten(0, 1), shifts, perturb).view(-1, *p.shape)
     return shifts, losses_at(model, mixtures, batches, "neighbors")
 
@@ -456,13 +457,13 @@ def sharpness(model, batches, perturb, relax="softmax", losses=None):
     architectures, which has none. batches: those of loss_batches. losses: what neighborhood_losses gave,
     where it is known. The model is as it was before, to the bit.
     """
-    perturb = perturb if perturb in PERTURB else "roll"  # ascent has no such members
     losses = neighborhood_losses(model, batches, perturb, relax)[1] if losses is None else losses
     value = torch.tensor(math.nan)
     if relax != "gumbel":
         (value,), _ = dominant_eigenpairs(hessian_product(model, batches, relax), model.alpha.numel())
     numbers = losses[0], losses.mean(), losses.max(), losses.std(unbiased=False), value
-    row = {"images": sum(len(y) for _, y in batches), "perturb": perturb, "members": len(losses)}
+    row = {"images": sum(len(y) for _, y in batches), "perturb": perturb if perturb in PERTURB else "roll"}
+    row["members"] = len(losses)
     return row | {k: v.item() if v.isfinite() else None for k, v in zip(NUMBERS, numbers, strict=True)}
 
 

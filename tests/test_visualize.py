@@ -208,6 +208,7 @@ def test_sharpness(perturb):
         product = visualize.hessian_product(model, batches)
         values = torch.linalg.eigvalsh(torch.stack([product(v) for v in torch.eye(30)]))
         assert row["hessian_eigenvalue"] == pytest.approx(max(values.tolist(), key=abs), rel=1e-3)
+        assert visualize.sharpness(model, batches, "ascent") == row  # whose members these are
     assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
