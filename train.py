@@ -33,7 +33,6 @@ import io
 import json
 import math
 import os
-import pathlib
 import statistics
 import time
 import zlib
@@ -650,8 +649,6 @@ def train_seeds(args, rank, world, device):
         utils.check_same_run(args, saved, MAY_DIFFER, max(done, default=0))
     utils.wait_for_processes()  # no process looks for a run that another has just begun
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
-    if rank == 0:  # what is of fewer seeds or epochs
-        pathlib.Path(folder.file("result.json")).unlink(missing_ok=True)
     results = []
     for one in runs:
         with utils.claimed(one.save, one.resume):
