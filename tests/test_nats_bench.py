@@ -3,9 +3,11 @@
 import bz2
 import collections
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -156,6 +158,17 @@ def test_a_table_of_other_columns_is_not_written_over(official, refused):
     for target in (official.parent, path):
         assert f"{target} is no table" in refused(nats_bench, "", official, target)
     assert "holds no NATS-Bench files" in refused(nats_bench, "", official / "nothing")
+
+
+def test_processes_that_read_end_without_a_word():
+    """A pool ends its processes by SIGTERM, of which they inherit the handler of utils.run."""
+    before = signal.signal(signal.SIGTERM, lambda *_: print("a word"))
+    try:
+        with multiprocessing.Pool(1, nats_bench.leave_signals) as pool:
+            found = pool.map(signal.getsignal, [signal.SIGTERM, signal.SIGINT])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found == [signal.SIG_DFL, signal.SIG_IGN]
 
 
 def test_a_damaged_official_file(official, refused):
