@@ -136,7 +136,7 @@ def softmax(alpha, n, generator, t):
 def gumbel(alpha, n, generator, t):
     """GDAS (Dong, Yang; CVPR 2019): architectures drawn from softmax(alpha), one-hot, by Gumbel's trick. The
     gradient is straight-through: that of the soft sample at a temperature which falls from 10 to 0.1, as
-    there. It is biased."""
+    there. It is biased. On a GPU, the draws' copy is waited for."""
     noise = -(-torch.rand(n, *alpha.shape, generator=generator).clamp(1e-20).log()).log()
     soft = ((alpha.log_softmax(-1) + noise.to(alpha)) / (10 - 9.9 * t)).softmax(-1)
     return F.one_hot(soft.argmax(-1), alpha.shape[-1]).to(soft) + (soft - soft.detach())

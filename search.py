@@ -374,7 +374,7 @@ def search(args, rank, world, device):
         utils.Batches(images, labels, half, args.batch_size, g, part, **augmentation)
         for half, g, part in ((weight_half, weight_g, share), (arch_half, arch_g, arch_share))
     )
-    evaluated = 1024 if device.type == "cuda" else args.batch_size
+    evaluated = size * (16 if device.type == "cuda" else 1)  # which takes less memory than a step
     arch_set = utils.InOrder(images, labels, arch_half[rank::world], evaluated, **norm)
 
     # Supernet and optimizers
@@ -394,8 +394,9 @@ def search(args, rank, world, device):
     second = lambda lr, *both: unrolled_gradient(model, optimizer, both[:3], both[3:], args, lr)
     weight_step = lambda *batch: weight_gradient(model, *batch, args)
     if device.type == "cuda" and args.graph:
-        first, second = utils.Replayed(first), utils.Replayed(second)
-        weight_step = utils.Replayed(weight_step, model.buffers())
+        pool = torch.cuda.graph_pool_handle()  # of memory, which they share: they run one after the other
+        first, second = utils.Replayed(first, pool), utils.Replayed(second, pool)
+        weight_step = utils.Replayed(weight_step, pool, model.buffers())
 
     # The run folder, and what a checkpoint holds besides its epoch: alpha at the start and after each epoch,
     # (1 + epochs, cells, E, O), is what visualize.py draws
@@ -518,6 +519,7 @@ def search(args, rank, world, device):
         if table:
             folder.log("  table: " + ", ".join(f"{n} {row[n]:.2f}" for n in table if row[n] is not None))
     bar.close()
+    first = second = weight_step = None  # NCCL ends when no graph holds a call of it
     utils.leave_processes()
     if rank:
         return

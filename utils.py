@@ -145,6 +145,7 @@ def out_of_memory(error):
     words = (
         "out of memory", "t allocate memory", "not enough memory",  # CUDA, Linux and macOS, Windows
         "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
+        "unable to find an engine",  # cuDNN, when none of its kernels had the memory it wanted
     )  # fmt: skip
     told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return told or isinstance(error, MemoryError)
@@ -165,10 +166,10 @@ def device_of(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.zeros(1, device=name)
+        device = torch.zeros(1, dtype=torch.float64, device=name)  # of which Apple's mps has none
         device.item()  # which a device without memory cannot do
         return device.device
-    except (RuntimeError, AssertionError, ImportError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         raise BadInput(f"--device {name} is not available: {one_line(error)}; try --device cpu") from None
 
 
@@ -248,14 +249,13 @@ class Replayed:
     """A function of tensors that is recorded as a CUDA graph at its first call, and replayed from then on:
     its thousands of kernels start without Python between them.
 
-    f(*tensors) returns tensors and may change others in place; it must not wait for the device. state: those
-    which the runs that warm up would change. What a call returns is overwritten by the next.
+    f(*tensors) returns tensors and may change others in place; it must not wait for the device. pool: of
+    memory, of torch.cuda.graph_pool_handle. state: those tensors which the runs that warm up would change.
+    What a call returns is overwritten by the next.
     """
 
-    pool = None  # of memory, which all share, since they run one after the other
-
-    def __init__(self, f, state=()):
-        self.f, self.state, self.graph = f, list(state), None
+    def __init__(self, f, pool, state=()):
+        self.f, self.pool, self.state, self.graph = f, pool, list(state), None
 
     def __call__(self, *inputs):
         if self.graph is None:
@@ -277,9 +277,8 @@ class Replayed:
         for x, old in zip(self.state, saved, strict=True):
             x.data.copy_(old)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=Replayed.pool):
+        with torch.cuda.graph(self.graph, pool=self.pool):
             self.outputs = self.f(*self.inputs)
-        Replayed.pool = self.graph.pool()
 
 
 def to_device(x, device):

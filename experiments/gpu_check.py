@@ -68,7 +68,6 @@ def main():
 
 
 def reset(device, tf32=True, benchmark=True):
-    utils.Replayed.pool = None
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -102,8 +101,8 @@ class Job:
     ):
         device = args.device
         C, depth, size = (16, 8 if space == "darts" else 5, 32)
-        if small or args.smoke:  # of which a CPU gives the numbers in a second or two
-            C, depth, size = (2, 3, 8) if args.smoke else (8, 3, 16)
+        if small or args.smoke:
+            C, depth, size = (8, 3, 16) if small else (2, 3, 8)  # of small, a CPU gives the numbers too
         self.args = search.parse_args([*flags.split(), "--space", space, "--batch_size", str(batch)])
         torch.manual_seed(0)
         self.model = SUPERNETS[space](C, depth, 10)
@@ -130,8 +129,9 @@ class Job:
         )
         self.weight_gradient = lambda *batch: search.weight_gradient(self.model, *batch, self.args)
         if graph and device.type == "cuda":
-            self.first, self.second = utils.Replayed(self.first), utils.Replayed(self.second)
-            self.weight_gradient = utils.Replayed(self.weight_gradient, self.model.buffers())
+            pool = torch.cuda.graph_pool_handle()
+            self.first, self.second = utils.Replayed(self.first, pool), utils.Replayed(self.second, pool)
+            self.weight_gradient = utils.Replayed(self.weight_gradient, pool, self.model.buffers())
 
     def mixtures(self, shifts):
         shifts = utils.to_device(shifts, self.x.device)
@@ -460,7 +460,8 @@ def runs(args):
         while process.poll() is None and not (os.path.exists(log) and "epoch 1:" in open(log).read()):
             time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        out = process.communicate()[0]
+        assert os.path.exists(log), out
         out = finish(start("search.py", "--resume", path), 0)
         print("\n".join(line for line in open(log).read().splitlines() if not line.startswith("  ")))
         assert "resumed after epoch" in out and os.path.exists(os.path.join(path, "result.json")), out
@@ -478,7 +479,7 @@ def runs(args):
             finish(start("train.py", *files, "--save", path), 0).strip().splitlines()[-1].replace(folder, "")
         )
         print(finish(start("train.py", "--eval", "--resume", path), 0).strip().splitlines()[-1])
-        # One process under torchrun: the exchanges of NCCL, or of gloo, recorded in the graphs
+        # Two processes under torchrun, or one, where there is one card: NCCL's exchanges, in the graphs
         path = os.path.join(folder, "one")
         out = finish(start("search.py", *flags[:-1], "1", "--save", path, torchrun=True), 0)
         print(out.split("epoch 1:")[1].splitlines()[0])
@@ -489,14 +490,16 @@ def memory(args):
     """One line where the card's memory does not suffice."""
     if not args.smoke:
         flags = "--dataset shapes --device cuda --batch_size 2496 --image_size 128".split()
-        out = finish(start("search.py", *flags), 2)
+        with tempfile.TemporaryDirectory() as folder:
+            out = finish(start("search.py", *flags, "--save", os.path.join(folder, "search")), 2)
         assert "out of memory" in out, out
         print(out.strip().splitlines()[-1][:300])
 
 
 def start(script, *flags, torchrun=False):
     command = [sys.executable]
-    command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"] if torchrun else []
+    cards = str(min(2, max(1, torch.cuda.device_count())))
+    command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", cards] if torchrun else []
     command += [os.path.join(ROOT, script), *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -1,8 +1,10 @@
 """The search step: gradients of DARTS and NA-DARTS, first and second order; searches whole, and resumed."""
 
+import gc
 import json
 import os
 import shlex
+import types
 from argparse import Namespace
 from pathlib import Path
 
@@ -247,6 +249,20 @@ def test_a_finished_search_is_complete(tmp_path, monkeypatch, capsys):
     assert changed <= {"log.txt", "args.json"} and before.keys() == after.keys()
     do(search, "--epochs 2", "--resume", tmp_path / "run")
     assert calls == [1] and outcome(tmp_path / "run").result["metrics"]["epoch"] == 2
+
+
+@pytest.mark.usefixtures("few_shapes")
+def test_processes_part_without_their_steps(tmp_path, monkeypatch):
+    """On several GPUs these are CUDA graphs with calls of NCCL, whose end waits until they are gone."""
+    left = []
+
+    def leave():
+        functions = [x for x in gc.get_objects() if type(x) is types.FunctionType]
+        left.append([f for f in functions if f.__qualname__ == "search.<locals>.<lambda>"])
+
+    monkeypatch.setattr(utils, "leave_processes", leave)
+    run_search(tmp_path / "run", "--epochs", 1)
+    assert left == [[]]
 
 
 @pytest.mark.usefixtures("few_shapes")

@@ -212,7 +212,8 @@ class Ends:
     ],
 )
 def test_out_of_memory_names_flags_that_the_script_has(refused, script, flags, advice):
-    for error in (torch.cuda.OutOfMemoryError("CUDA out of memory."), MemoryError("no more")):
+    cudnn = RuntimeError("FIND was unable to find an engine to execute this computation")
+    for error in (torch.cuda.OutOfMemoryError("CUDA out of memory."), MemoryError("no more"), cudnn):
         message = refused(Ends(error, script, images=9), flags)
         assert "out of memory (" in message and advice.replace("no more", str(error).rstrip(".")) in message
         for flag in [word.strip(",;") for word in message.split() if word.startswith("--")] if script else ():
