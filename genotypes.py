@@ -70,7 +70,7 @@ SPACES = {
 
 # Operations that a Genotype may hold: those of the DARTS space but `none`, and two more for NASNet and
 # AmoebaNet.
-GENOTYPE_OPS = SPACES["darts"].ops[1:] + ("sep_conv_7x7", "conv_7x1_1x7")
+GENOTYPE_OPS = tuple(op for op in SPACES["darts"].ops if op != "none") + ("sep_conv_7x7", "conv_7x1_1x7")
 
 # Of architectures in other code's text: what a printed genotype has at most, in characters; a NAS-Bench-201
 # string among other text; calls around plain data, such as np.int64(1) and list(range(2, 6))
@@ -380,8 +380,10 @@ def _unknown_operation(op, names):
 def _parse_text(text):
     """The one architecture that a text is or holds; None where there is none."""
     if re.fullmatch(r"[0-9]{1,9}", text):
-        if int(text) >= len(official_order()):
-            raise ValueError(f"{text} is no official index of NAS-Bench-201: they are 0 to 15624")
+        if len(official_order()) != 15625 or int(text) >= 15625:  # the space may have been changed
+            raise ValueError(
+                f"{text} is no official index of NAS-Bench-201's five operations: they are 0 to 15624"
+            )
         return official_order()[int(text)]
     if text.startswith("|"):
         return _parse_nasbench201(text)

@@ -304,7 +304,7 @@ class DartsCell(nn.Module):
         self.preprocess0 = before(C_prev_prev, C, affine=False)
         self.preprocess1 = relu_conv_bn(C_prev, C, affine=False)
         stride = 2 if reduction else 1
-        self.mixed = MixedCell(space, C, strides=(stride, stride, 1, 1, 1))
+        self.mixed = MixedCell(space, C, strides=[stride] * 2 + [1] * (space.edges[-1][1] - 2))
 
     def forward(self, s0, s1, p, used):  # p (n, cells, E, O)
         n = len(p)
@@ -318,7 +318,7 @@ class DartsSupernet(Supernet):
 
     def __init__(self, C=16, layers=8, classes=10, ops=None):
         super().__init__(space_with("darts", ops))
-        multiplier = 4  # a cell concatenates its four nodes
+        multiplier = self.space.edges[-1][1] - 1  # a cell concatenates its nodes, four of them
         C_prev_prev = C_prev = 3 * C
         self.stem = nn.Conv2d(3, C_prev, 3, padding=1, bias=False)
         self.stem_norm = BatchNorm(C_prev)

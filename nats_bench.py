@@ -154,8 +154,8 @@ def read_file(path):
             raise ValueError("its accuracies are missing or no percentages")
     except Exception as error:  # what reading arbitrary bytes can raise is not a closed list
         raise utils.BadInput(
-            f"{path} is not a NATS-Bench topology file ({utils.one_line(error)[:120]}): take it from the "
-            "official archive anew"
+            f"{path} is not a NATS-Bench topology file ({utils.one_line(error)[:120]}): take it anew from "
+            "the official archive NATS-tss-v1_0-3ffb9-simple"
         ) from None
     return arch, values
 

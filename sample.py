@@ -549,7 +549,7 @@ def train_supernet(args, flags, supernet, batches):
     if rows:
         folder.log(f"resumed after epoch {len(rows)} of {flags.epochs} of the supernet")
     scaler, total = torch.amp.GradScaler(enabled=False), flags.epochs * len(batches)
-    with tqdm(total=total, initial=len(rows) * len(batches), unit="step", disable=None, leave=False) as bar:
+    with tqdm(total=total, initial=len(rows) * len(batches), unit="step", disable=None) as bar:
         for epoch in range(len(rows) + 1, flags.epochs + 1):
             lr, loss, top1 = train.train_epoch(
                 net, optimizer, batches, flags, epoch, bar, path, nullcontext, scaler

@@ -232,7 +232,8 @@ def parse_args(argv=None):
     add("--init_channels", type=within(int, 1, 4096), default=16, help="channels of the first cells")
     add("--layers", type=within(int, 1, 1000), help="cells, or cells a stage of nasbench201 (default: 8, 5)")
     # The data
-    add("--dataset", choices=utils.DATASETS, default="cifar10", help="shapes is synthetic and needs no files")
+    add("--dataset", choices=utils.DATASETS, default="cifar10",
+        help="folder: images of any size, fitted to --image_size; shapes is synthetic and needs no files")
     add("--data", default="data", help="where the data set lies, or is downloaded to")
     add("--image_size", type=within(int, 8, 1024), default=32, help="side of the images")
     add("--train_portion", type=within(float, 0.01, 0.99), default=0.5,
@@ -480,7 +481,8 @@ def search(args, rank, world, device):
                 where = f"epoch {epoch}, learning rate {lr:.3g}"
                 losses = torch.stack([torch.stack(kind) for kind in (weight_losses, arch_losses) if kind])
                 utils.check_finite(losses, where, folder.file("checkpoint.pt"))
-                bar.set_postfix(zip(("weight_loss", "arch_loss"), losses[:, -1].tolist(), strict=False))
+                last = dict(zip(("weight_loss", "arch_loss"), losses[:, -1].tolist(), strict=False))
+                utils.report(bar, where, step, steps, **last)
 
         # ---- The architecture half at the center, the cell so far, a checkpoint ----
         statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]

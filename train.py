@@ -105,8 +105,8 @@ def parse_args(argv=None, world=None, **defaults):
         help=f"drop path probability, towards which it rises from 0 over the epochs {recipe}")
     # The data
     add("--dataset", choices=(*utils.DATASETS, "imagenet"), default="cifar10",
-        help="folder: small images, held in memory; imagenet: any folder of large ones, read as it goes; "
-        "shapes is synthetic and needs no files")
+        help="folder: images held in memory, fitted to --image_size; imagenet: any folder of large ones, "
+        "read as it goes; shapes is synthetic and needs no files")
     add("--data", default="data", help="where the data set lies, or is downloaded to")
     add("--image_size", type=within(int, 8, 1024), help="side of the images (default: 32, for imagenet 224)")
     add("--valid_portion", type=within(float, 0, 0.9), default=0.0,
@@ -274,6 +274,12 @@ class FileBatches:
         except utils.BadInput as error:  # a worker sends its whole traceback along: the last line is ours
             message = str(error).strip().splitlines()[-1].removeprefix("utils.BadInput: ")
             raise utils.BadInput(message) from None
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            raise utils.BadInput(
+                "too little shared memory for --workers: give a container more (--shm-size 8g), or take fewer"
+            ) from None
 
     def start_epoch(self, epoch):
         self.sampler.set_epoch(epoch)
@@ -452,7 +458,7 @@ def train_epoch(net, optimizer, batches, args, epoch, bar, checkpoint, autocast,
             where = f"epoch {epoch}, learning rate {lr:.3g}"
             (means,) = utils.over_processes([torch.stack(losses, 1)], world)
             utils.check_finite(means, where, checkpoint)
-            bar.set_postfix(loss=f"{means[0, -1]:.3f}")
+            utils.report(bar, where, step, steps, loss=means[0, -1].item())
     (correct,) = utils.over_processes([correct.float()], world)
     return lr, means[0].mean().item(), 100 * correct.item() / seen
 

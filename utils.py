@@ -743,7 +743,17 @@ def write_csv(path, rows):
 
 def new_run_path(script, what):
     """runs/<script>-<what>-<time>-<random>, since runs may be started in the same second."""
-    return os.path.join("runs", f"{script}-{what}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}")
+    return f"runs/{script}-{what}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
+
+
+def report(bar, where, step, steps, **losses):
+    """Losses beside a run's progress bar; without a terminal, which has none, in a line, as DARTS does. Of
+    many trainings whose bars do not stay, none."""
+    losses = {name: f"{loss:.4f}" for name, loss in losses.items()}
+    if not bar.disable:
+        bar.set_postfix(**losses)
+    elif bar.leave and step < steps and processes()[0] == 0:
+        print(f"{where}, step {step} of {steps}: {', '.join(map(' '.join, losses.items()))}", flush=True)
 
 
 @contextlib.contextmanager

@@ -439,6 +439,8 @@ class Fixed:
 
 
 class Silent:
+    disable = False
+
     def update(self):
         pass
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from plain import PLAIN, copy_weights, operation
 
-from genotypes import SPACES
-from model import OPS
+from genotypes import SPACES, format_architecture, parse_architecture, read_cell
+from model import NETWORKS, OPS
 from model_search import SUPERNETS, DartsSupernet, running_statistics_kept, weights_held
 
 CASES = [("darts", 4, 3, 8), ("darts", 2, 4, 7), ("nasbench201", 4, 1, 8), ("nasbench201", 3, 2, 7)]
@@ -132,6 +132,20 @@ def test_weights_outside_a_ConvOp_are_refused(monkeypatch):
     monkeypatch.setitem(SPACES, "darts", SPACES["darts"]._replace(ops=("skip_connect", "mine")))
     with pytest.raises(TypeError, match="mine in OPS of model.py has weights: write it as a ConvOp"):
         SUPERNETS["darts"](4, 3)
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 5])
+def test_another_number_of_nodes(monkeypatch, nodes):
+    """The edges of the space alone say it: in the supernet, in the cell that is read off, in the network."""
+    edges = tuple((i, j) for j in range(2, 2 + nodes) for i in range(j))
+    monkeypatch.setitem(SPACES, "darts", SPACES["darts"]._replace(edges=edges))
+    model = build("darts", 2, 3)
+    x, _ = images(4, 8)
+    assert model(x, drawn_mixtures(model, 2)).shape == (4, 10)
+    arch = read_cell(model.space, model.mixture())
+    assert len(arch.normal) == len(arch.reduce) == 2 * nodes
+    assert parse_architecture(format_architecture(arch)) == arch
+    assert NETWORKS["cifar"](2, 10, 3, False, arch).double()(x, 0.0)[0].shape == (4, 10)
 
 
 @pytest.mark.parametrize(

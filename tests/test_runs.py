@@ -1,6 +1,7 @@
 """Runs that meet in one folder, that are resumed with other data, in odd places and in threads."""
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -141,3 +142,29 @@ def test_a_run_in_a_thread(here):
     thread.start()
     thread.join()
     assert outcome("r").result and signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize("name, lines", [("search", 1), ("train", 4), ("trained", 0)])
+def test_without_a_terminal_losses_are_printed(here, capsys, name, lines):
+    """At each look but the last of an epoch, whose line follows; not for each of many trainings."""
+    script, flags = SCRIPTS[name]
+    do(script, f"{flags.replace('--batch_size 4', '--batch_size 2')} --report_freq 1 --save run")
+    printed = [line for line in capsys.readouterr().out.splitlines() if ", step " in line]
+    assert len(printed) == lines
+    assert all(
+        re.match(r"epoch 1, learning rate [\d.]+, step \d+ of \d+: (weight_)?loss \d", x) for x in printed
+    )
+
+
+def test_too_little_shared_memory(here, refused, monkeypatch):
+    """As Docker gives it to the workers that read image files."""
+
+    def ends(loader):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+        )
+
+    monkeypatch.setattr(train.DataLoader, "__iter__", ends)
+    flags = f"{SMALL} --dataset imagenet --image_size 64 --layers 3 --batch_size 4 --no-auxiliary --save run"
+    message = refused(train, flags)
+    assert "too little shared memory for --workers" in message
