@@ -543,6 +543,7 @@ def sharpness_and_picture(folder, args, arch, model, arch_set, norm):
     visualize.save(visualize.draw_cell(arch), folder.file("cell.png"), visualize.cell_rows(arch))
     drawn = visualize.loss_batches(*arch_set, SHARPNESS_IMAGES, args.batch_size, args.seed, norm)
     model.share_statistics(False)  # each neighbor for itself
+    torch.backends.cudnn.allow_tf32 = False  # losses are compared to their fourth digit
     try:
         sharpness = visualize.sharpness(model, drawn, args.perturb, args.relax)
         folder.log(visualize.sharpness_text(sharpness))

@@ -359,6 +359,7 @@ def load_supernet(run, args):
     """The supernet of a run in its last state, in training mode, and the batches to take losses on."""
     flags = argparse.Namespace(**{**run["args"], "data": args.data or run["args"]["data"]})
     device = utils.device_of(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # losses are compared to their fourth digit
     images, labels, classes, _, half, normalisation = utils.load_halves(flags)
     model = SUPERNETS[flags.space](flags.init_channels, flags.layers, len(classes), operations_of(run))
     # That the images are those of the run is seen by the state of its batches.
