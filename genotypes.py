@@ -13,8 +13,6 @@ ARCH, also --arch of the scripts, is read as data and never run. It is one of
                                 node, with weights (op, i, w), numpy's numbers, range(2, 6, 1), list(...)
     {"normal": [...], ...}      the same as JSON; without concats all nodes are concatenated
     |none~0|+|...|              a NAS-Bench-201 string, also within Structure(4 nodes with |...|)
-    [[("none", 0)], ...]        the same as lists of (operation, input node) by node
-    (0, 3, 1, 4, 2, 0)          the same as places in the space's `ops`, in the order of its `edges`
     284                         the same as the official index in NAS-Bench-201 and NATS-Bench
 
 Sources: DARTS (Liu, Simonyan, Yang; ICLR 2019), NAS-Bench-201 (Dong, Yang; ICLR 2020), NASNet (Zoph et al.;
@@ -31,7 +29,6 @@ import json
 import os
 import random
 import re
-import sys
 from collections import namedtuple
 
 import torch
@@ -48,14 +45,8 @@ SPACES = {
     "darts": Space(
         name="darts",
         ops=(
-            "none",
-            "max_pool_3x3",
-            "avg_pool_3x3",
-            "skip_connect",
-            "sep_conv_3x3",
-            "sep_conv_5x5",
-            "dil_conv_3x3",
-            "dil_conv_5x5",
+            "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
+            "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
         ),
         cells=("normal", "reduce"),
         edges=tuple((source, target) for target in range(2, 6) for source in range(target)),
@@ -66,7 +57,7 @@ SPACES = {
         cells=("cell",),
         edges=tuple((source, target) for target in range(1, 4) for source in range(target)),
     ),
-}
+}  # fmt: skip
 
 # Operations that a Genotype may hold: those of the DARTS space but `none`, and two more for NASNet and
 # AmoebaNet.
@@ -394,13 +385,10 @@ def _parse_text(text):
                 "...], normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6))"
             )
         return _checked_genotype(data)
-    if text.startswith(("(", "[", "{")):
-        data = _data(text)
-        if isinstance(data, list):
-            return _nasbench201_of(data, text)
-        if isinstance(data, dict) and {"space", "arch"} <= data.keys():
+    if text.startswith("{") and isinstance(data := _data(text), dict):
+        if {"space", "arch"} <= data.keys():
             return _of_search(data)
-        if isinstance(data, dict) and {"normal", "reduce"} <= data.keys():
+        if {"normal", "reduce"} <= data.keys():
             return _checked_genotype(data)
     # What a longer text holds; of the printed genotypes those that are whole, if any is
     parts = re.findall(NASBENCH201, text) + list(_printed_genotypes(text))
@@ -460,22 +448,6 @@ def _of_search(data):
     if space not in SPACES:
         raise ValueError(f"it names the search space {_short(space)}: known are {', '.join(SPACES)}")
     return _checked_genotype(data["arch"]) if space == "darts" else _parse_nasbench201(str(data["arch"]))
-
-
-def _nasbench201_of(data, text):
-    """A NAS-Bench-201 string from six operations, names or places in the space's list, by edge; or from lists
-    of (operation, input node) by node."""
-    space, ops = SPACES["nasbench201"], data
-    with contextlib.suppress(TypeError, ValueError, KeyError):  # which it raises where they are not by node
-        by_edge = {(source, target): op for target, node in enumerate(data, 1) for op, source in node}
-        ops = [by_edge[edge] for edge in space.edges] if sum(map(len, data)) == len(space.edges) else []
-    if len(ops) != len(space.edges) or not all(isinstance(op, str) or type(op) is int for op in ops):
-        raise ValueError(
-            f"{_short(text)} is no cell: expected six operations of NAS-Bench-201, as names or places, or "
-            "lists of (operation, input node) for its three nodes; a DARTS cell is a Genotype(...)"
-        )
-    ops = [space.ops[op] if op in range(len(space.ops)) else op for op in ops]
-    return _parse_nasbench201(nasbench201_string(ops))
 
 
 def _checked_genotype(values):
@@ -553,8 +525,7 @@ def main():
     try:
         print(format_architecture(parse_architecture(args.arch, SPACES.get(args.space))))
     except ValueError as error:
-        print(f"genotypes.py: error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        parser.error(printable(str(error)))
 
 
 if __name__ == "__main__":

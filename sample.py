@@ -365,7 +365,8 @@ def search_trained(args):
     utils.wait_for_processes()  # all have read what the first now writes
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
     if rank == 0:  # without what a kill has cut short
-        utils.write_file(path, f"arch,{column}\n" + "".join(map(csv_line, known.items())))
+        lines = [f'"{text}",{value!r}\n' for text, value in known.items()]
+        utils.write_file(path, f"arch,{column}\n" + "".join(lines))
     utils.wait_for_processes()
     folder.log(
         f"{method_name(args)}, space {args.space}, by {flags.epochs} epochs of training: {flags.dataset}: "
@@ -382,7 +383,7 @@ def search_trained(args):
             try:
                 with open(path, "a", encoding="utf-8") as file:
                     # One short write, which others' cannot come into
-                    file.write(csv_line((text, known[text])))
+                    file.write(f'"{text}",{known[text]!r}\n')
             except OSError as error:
                 raise utils.cannot_write(path, error) from None
         if world > 1:
@@ -597,11 +598,6 @@ def ranks(values):
     return (first + behind).double() / 2
 
 
-def csv_line(evaluation):
-    arch, value = evaluation
-    return f'"{arch}",{value!r}\n'
-
-
 def read_evaluations(path, column, space):
     """The finished evaluations of a search by training: a dict of percentages by architecture, as text. A
     last line that a kill has cut short does not count. Raises BadInput where it is no such file."""
@@ -610,12 +606,7 @@ def read_evaluations(path, column, space):
             header, *rows = csv.reader(file.read().rpartition("\n")[0].splitlines())
         if header != ["arch", column]:
             raise ValueError(f"its columns are {', '.join(header)[:80]}")
-        known = {}
-        for arch, value in rows:
-            arch = format_architecture(parse_architecture(arch, space))
-            if known.setdefault(arch, float(value)) != float(value):
-                raise ValueError(f"it has two values of {arch}")
-        return known
+        return {format_architecture(parse_architecture(arch, space)): float(value) for arch, value in rows}
     except (OSError, ValueError, csv.Error) as error:
         raise utils.BadInput(
             f"{path} cannot be read ({utils.one_line(error)[:160]}): put back what the run wrote, or start "

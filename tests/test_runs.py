@@ -8,7 +8,7 @@ import threading
 from argparse import Namespace
 
 import pytest
-from conftest import NB201, STRINGS, do, outcome, save_images, tree
+from conftest import NB201, do, outcome, save_images, tree
 
 import sample
 import search
@@ -88,16 +88,6 @@ def test_what_is_not_filled_is_removed(tmp_path):
     with utils.claimed(tmp_path / "mine"):
         utils.RunFolder(tmp_path / "mine", Namespace(x=1)).log("begun")
     assert (tmp_path / "mine" / "log.txt").exists()
-
-
-def test_doubled_evaluations(tmp_path):
-    path, column, space = tmp_path / "evaluations.csv", "shapes_valid_1", sample.SPACES["nasbench201"]
-    lines = [f"arch,{column}", f'"{NB201}",12.5', f'"{STRINGS[0]}",11.0', f'"{NB201}",12.5', ""]
-    path.write_text("\n".join(lines))
-    assert sample.read_evaluations(path, column, space) == {NB201: 12.5, STRINGS[0]: 11.0}
-    path.write_text("\n".join(lines).replace("12.5", "13.5", 1))
-    with pytest.raises(utils.BadInput, match=r"it has two values of \|nor_conv_3x3"):
-        sample.read_evaluations(path, column, space)
 
 
 @pytest.mark.parametrize("name,part", [("train", "val"), ("trained", "train"), ("supernet", "train")])
