@@ -521,7 +521,7 @@ def search(args, rank, world, device):
         if table:
             folder.log("  table: " + ", ".join(f"{n} {row[n]:.2f}" for n in table if row[n] is not None))
     bar.close()
-    first = second = weight_step = None  # NCCL ends when no graph holds a call of it
+    first = second = weight_step = None  # NCCL's end waits for graphs that hold its calls
     utils.leave_processes()
     if rank:
         return

@@ -747,8 +747,8 @@ def new_run_path(script, what):
 
 
 def report(bar, where, step, steps, **losses):
-    """Losses beside a run's progress bar; without a terminal, which has none, in a line, as DARTS does. Of
-    many trainings whose bars do not stay, none."""
+    """Losses beside a run's progress bar; where it is off, for want of a terminal, in a line, as DARTS prints
+    them. Bars that do not stay, such as those of sample.py's many trainings, get no lines."""
     losses = {name: f"{loss:.4f}" for name, loss in losses.items()}
     if not bar.disable:
         bar.set_postfix(**losses)

@@ -101,8 +101,8 @@ class Job:
     ):
         device = args.device
         C, depth, size = (16, 8 if space == "darts" else 5, 32)
-        if small or args.smoke:
-            C, depth, size = (8, 3, 16) if small else (2, 3, 8)  # of small, a CPU gives the numbers too
+        if small or args.smoke:  # small: a size for which a CPU has the numbers too in a second or two
+            C, depth, size = (8, 3, 16) if small else (2, 3, 8)
         self.args = search.parse_args([*flags.split(), "--space", space, "--batch_size", str(batch)])
         torch.manual_seed(0)
         self.model = SUPERNETS[space](C, depth, 10)

@@ -86,6 +86,12 @@ def test_official_indices():
     assert sorted(official_order()) == sorted(genotypes.nasbench201_architectures())
 
 
+def test_a_changed_space_has_no_official_indices(monkeypatch):
+    monkeypatch.setattr(genotypes, "official_order", lambda: range(6**6))
+    with pytest.raises(ValueError, match="no official index of NAS-Bench-201's five operations"):
+        parse_architecture("284")
+
+
 def test_official_indices_are_those_of_the_metadata():
     with bz2.open(data("nats_tss_sample/meta.pickle.pbz2")) as file:
         meta = nats_bench.Unpickler(io.BytesIO(file.read())).load()
