@@ -123,7 +123,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def normalise(self, x, n, scale, mean, var):
         """forward, with running statistics (C,) for the C channels that each group of x has."""
-        if self.training and not self.momentum:
+        if self.training and not self.momentum:  # as running_statistics_kept asks: nothing is updated
             mean = var = None
         if n > 1 and self.shared and self.training:
             x, fixed = merge_groups(x, n), (self.weight, self.bias, True, self.momentum, self.eps)
@@ -226,7 +226,8 @@ def bodies_together(ops, x, n, scale, eye, statistics):
         x = F.relu(x) if i else x
         for parts in zip(*convs, strict=True) if isinstance(convs[0], Stage) else [convs]:
             weight = torch.cat([conv.weight for conv in parts]) if len(ops) > 1 else parts[0].weight
-            if len(ops) > 1 and isinstance(parts[0], Conv) and (i or parts is not convs):
+            shared_input = i == 0 and parts is convs  # a first convolution, plain
+            if len(ops) > 1 and isinstance(parts[0], Conv) and not shared_input:
                 # Each has its own input: block diagonal. The zeros cost arithmetic, of which there is plenty.
                 C_out, C_in, *k = parts[0].weight.shape
                 weight = weight.view(len(ops), C_out, 1, C_in, *k) * eye[:, None, :, None, None, None]
@@ -264,6 +265,7 @@ class WideFilters(torch.autograd.Function):
             H, shift = max(5, x.shape[2]), 2 // ctx.stride  # nor has it for fewer than five rows
             x = F.pad(x, (1, 1, 0, H - x.shape[2]))
             rows = (H - 1) // ctx.stride + 1 - g.shape[2]
+            # Columns 0 to 2 of the filters from one shift of g, 2 to 4 from the other
             left, right = (
                 gradient(F.pad(g, (*side, 0, rows)), x, weight[..., :3], [2, 1], False, True)[1]
                 for side in ((0, shift), (shift, 0))

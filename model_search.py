@@ -92,16 +92,18 @@ class MixedCell(nn.Module):
         ]
 
     def forward(self, states, w, used=None):
-        n, nodes, blank = len(w), dict(enumerate(states)), set()
+        n, nodes, zeros_so_far = len(w), dict(enumerate(states)), set()
         w = w.permute(1, 2, 0).flatten(0, 1)  # (E O, n)
         own = w.index_select(0, self.at_own).split([len(places) for places in self.own_places])
         edges_by_ops = [len(edges) * len(ops) for edges, ops in zip(self.leaving, self.shared, strict=True)]
         shared = w.index_select(0, self.at_shared).split(edges_by_ops)
         if together := used is None and bool(self.norms) and TOGETHER.get(states[0].device.type, False):
             norms = [norm for group in self.norms for norm in group]
-            before = [[norm.running_mean for norm in norms], [norm.running_var for norm in norms]]
-            running = [torch.cat(values) for values in before]
-            parts = [values.split([self.C * len(group) for group in self.norms]) for values in running]
+            # Running statistics in one tensor of means and one of variances, of which the calls below update
+            # slices, a stage of all edges at a time; they are copied back at the end.
+            own_statistics = [[norm.running_mean for norm in norms], [norm.running_var for norm in norms]]
+            joined = [torch.cat(values) for values in own_statistics]
+            parts = [values.split([self.C * len(group) for group in self.norms]) for values in joined]
             statistics = zip(*parts, strict=True)
         for source, edges in enumerate(self.leaving):
             weights = own[source], shared[source].view(len(edges), len(self.shared[source]), n)
@@ -113,15 +115,15 @@ class MixedCell(nn.Module):
                 target = self.targets[e]
                 if total is None:  # no operation is used: zeros, unless there is something to add
                     x = nodes[source][:, :, :: self.strides[source], :: self.strides[source]]
-                    blank.update({target} - nodes.keys())
+                    zeros_so_far.update({target} - nodes.keys())
                     nodes.setdefault(target, torch.zeros_like(x))
-                elif target in nodes and target not in blank:
+                elif target in nodes and target not in zeros_so_far:
                     nodes[target] = nodes[target] + total if together else nodes[target].add_(total)
                 else:
-                    blank.discard(target)
+                    zeros_so_far.discard(target)
                     nodes[target] = total.contiguous(memory_format=torch.channels_last) if together else total
         if together and self.training and norms[0].momentum:
-            for old, new in zip(before, running, strict=True):
+            for old, new in zip(own_statistics, joined, strict=True):
                 torch._foreach_copy_(old, new.split(self.C))
         return list(nodes.values())
 

@@ -1,7 +1,7 @@
 """Neighborhoods of architectures: distance, neighbors, aggregation.
 
-Everything here is a pure function of tensors and an explicit torch.Generator; the file can be copied on its
-own.
+Pure functions of tensors and an explicit torch.Generator, and the samplers of NA-RS, NA-LS and NA-REA; the
+file can be copied on its own.
 
 Neighborhood-aware search minimises `g(f(N(a)))` over architectures a: an error f, gathered over the
 neighborhood N(a) and aggregated by g, in place of f(a) alone. The idea is that of "Neighborhood-Aware Neural
@@ -258,7 +258,7 @@ def random_search(evaluations, draw, neighborhood, g, samples=None, wave=1):
             drawn += 1
             around = neighborhood(arch)
             if evaluations.left(members + around) < 0:
-                most = drawn
+                most = drawn  # no more draws, once those in hand are scored
                 break
             wanted.append((arch, around))
             members += around

@@ -16,9 +16,12 @@ On a table, --bench, they search one column, whose error is 100 less the accurac
 training, --eval train, each architecture is trained by train.py's loop on one part of the images, and its
 error is that on the rest: all other flags are train.py's, with --epochs 12 and --valid_portion 0.5 as
 defaults. Each finished training adds a line to evaluations.csv, itself a table for --bench; --resume FOLDER
-plays the search again and takes from that file what was finished.
+plays the search again and takes from that file what was finished. With --eval supernet, one supernet is
+trained so, each piece of a batch (--accumulate) on another architecture; training_args below has its
+defaults. An architecture's error is then its loss on the rest, with these weights.
 
-A run writes one folder: args.json, log.txt, metrics.csv (a row a repeat), genotype.json, result.json.
+A run writes one folder: args.json, log.txt, metrics.csv (a row a repeat), genotype.json, result.json; by
+training evaluations.csv, with a supernet checkpoint.pt.
 """
 
 import csv
@@ -364,6 +367,7 @@ def search_trained(args):
         raise utils.BadInput(f"--data {flags.data} has other images than the run {args.resume}")
     utils.wait_for_processes()  # all have read what the first now writes
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
+    folder.drop_result()
     if rank == 0:  # without what a kill has cut short
         lines = [f'"{text}",{value!r}\n' for text, value in known.items()]
         utils.write_file(path, f"arch,{column}\n" + "".join(lines))
@@ -477,6 +481,7 @@ def search_supernet(args):
         checkpoint = train_supernet(args, flags, supernet, batches)
     utils.restore({"model": supernet, "batches": batches}, checkpoint)
     folder = utils.RunFolder(args.save, args)
+    folder.drop_result()
     known = {}  # loss (nats) and top-1 accuracy (percent) by architecture, as tuples of indices
     measure = on_held_out(supernet, held_out, args.seed)
 
@@ -555,6 +560,7 @@ def train_supernet(args, flags, supernet, batches):
             lr, loss, top1 = train.train_epoch(
                 net, optimizer, batches, flags, epoch, bar, path, nullcontext, scaler
             )
+            utils.check_finite_state(supernet, loss, f"epoch {epoch}, learning rate {lr:.3g}", path)
             rows.append({"epoch": epoch, "learning_rate": lr, "train_loss": loss, "train_top1": top1})
             folder.save(parts, epoch, rows, flags)
             folder.log(f"epoch {epoch} of the supernet: train loss {loss:.4f} top-1 {top1:.2f} %")

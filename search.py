@@ -14,8 +14,8 @@ loss of the architecture step by `g(f(N(a)))`, an aggregate over neighbors of th
 the supernet's weights; see neighborhood.py. By default the neighbors run in one pass, each on its share of
 the batch, so NA-DARTS costs what DARTS costs.
 
-A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json, result.json, cell.png.
-`--resume FOLDER` goes on from the last epoch, to the same result bit for bit on a CPU.
+A run writes one folder: args.json, log.txt, metrics.csv, checkpoint.pt, genotype.json, result.json and the
+cell as a picture. `--resume FOLDER` goes on from the last epoch, to the same result bit for bit on a CPU.
 
 Deviations from the original DARTS code: the halves hold the same number of images of each class; images are
 normalised by the mean and deviation of the training set at hand; batches are always full, and those of the
@@ -72,7 +72,8 @@ def mixtures(alpha, shifts, args, g, t=0.0):
     """What neighbors (n, E), as shifts, evaluate: mixture weights (n, cells, E, O), differentiable in alpha.
     g: generator of what --relax draws. t: the fraction of the search that is done."""
     p = RELAX[args.relax].draw(alpha, len(shifts), g, t)
-    perturb = "roll" if args.perturb == "ascent" else args.perturb  # whose shifts are those of the center
+    # Ascent has no shifts: they are all 0 there, for which every perturbation leaves p as it is.
+    perturb = "roll" if args.perturb == "ascent" else args.perturb
     return neighbors(p.flatten(1, 2), shifts, perturb).view(p.shape)
 
 
@@ -266,7 +267,8 @@ def parse_args(argv=None):
     add("--save", help="run folder (default: runs/search-<method>-<space>-<time>)")
     add("--resume", help="go on with the run in this folder; flags are as they were")
     add("--quick", action="store_true",
-        help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items()))
+        help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items())
+        + ", layers 1, of the darts space 3")
     # fmt: on
     first = parser.parse_known_args(argv)[0]
     try:
@@ -391,12 +393,12 @@ def search(args, rank, world, device):
         optimizer.state[w]["momentum_buffer"] = torch.zeros_like(w)
 
     # The steps as functions of tensors, which a GPU replays
-    first = lambda *batch: arch_gradient(model, *batch, args)
-    second = lambda lr, *both: unrolled_gradient(model, optimizer, both[:3], both[3:], args, lr)
+    first_order = lambda *batch: arch_gradient(model, *batch, args)
+    second_order = lambda lr, *both: unrolled_gradient(model, optimizer, both[:3], both[3:], args, lr)
     weight_step = lambda *batch: weight_gradient(model, *batch, args)
     if device.type == "cuda" and args.graph:
         pool = torch.cuda.graph_pool_handle()  # of memory, which they share: they run one after the other
-        first, second = utils.Replayed(first, pool), utils.Replayed(second, pool)
+        first_order, second_order = utils.Replayed(first_order, pool), utils.Replayed(second_order, pool)
         weight_step = utils.Replayed(weight_step, pool, model.buffers())
 
     # The run folder, and what a checkpoint holds besides its epoch: alpha at the start and after each epoch,
@@ -452,18 +454,19 @@ def search(args, rank, world, device):
             # ---- Architecture step: the loss over the neighborhood, on images of the other half ----
             if epoch > args.arch_warmup:
                 [(x_arch, y_arch)], near = next(arch_batches), mix(draw(epoch), epoch)
-                place = alpha.detach()
+                moved_alpha = alpha.detach()
                 for _ in range(args.neighbors if ascent else 0):  # the neighbor some steps up the loss
-                    gradient = by_alpha(alpha, near, first(x_arch, y_arch, near)[1], args)
+                    gradient = by_alpha(alpha, near, first_order(x_arch, y_arch, near)[1], args)
                     (gradient,) = utils.over_processes([gradient])
-                    place = uphill(place, gradient, args.neighborhood / args.neighbors)
-                    near = (alpha + (place - alpha.detach())).softmax(-1)[None]
+                    moved_alpha = uphill(moved_alpha, gradient, args.neighborhood / args.neighbors)
+                    # Its gradient goes to alpha, as if the way up were constant.
+                    near = (alpha + (moved_alpha - alpha.detach())).softmax(-1)[None]
                 if args.unrolled:
                     q = mix(shifts, epoch)
-                    arch_loss, by_q, by_near = second(lr_tensor, x, y, q, x_arch, y_arch, near)
+                    arch_loss, by_q, by_near = second_order(lr_tensor, x, y, q, x_arch, y_arch, near)
                     gradient = by_alpha(alpha, q, by_q, args) + by_alpha(alpha, near, by_near, args)
                 else:
-                    arch_loss, by_near = first(x_arch, y_arch, near)
+                    arch_loss, by_near = first_order(x_arch, y_arch, near)
                     gradient = by_alpha(alpha, near, by_near, args)
                 arch_loss, alpha.grad = utils.over_processes([arch_loss, gradient])
                 arch_optimizer.step()
@@ -485,9 +488,7 @@ def search(args, rank, world, device):
                 utils.report(bar, where, step, steps, **last)
 
         # ---- The architecture half at the center, the cell so far, a checkpoint ----
-        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        for buffer, mean in zip(statistics, utils.over_processes(statistics), strict=True):
-            buffer.copy_(mean)  # each process has seen its own images
+        utils.average_buffers(model)
         valid_loss, valid_accuracy = evaluate(model, arch_set, args)
         utils.check_finite_state(model, valid_loss, where, folder.file("checkpoint.pt"))
         arch = read_cell(model.space, model.mixture())
@@ -521,7 +522,7 @@ def search(args, rank, world, device):
         if table:
             folder.log("  table: " + ", ".join(f"{n} {row[n]:.2f}" for n in table if row[n] is not None))
     bar.close()
-    first = second = weight_step = None  # NCCL's end waits for graphs that hold its calls
+    first_order = second_order = weight_step = None  # NCCL's end waits for graphs that hold its calls
     utils.leave_processes()
     if rank:
         return

@@ -79,7 +79,7 @@ SCHEDULE = {
     "linear": lambda e, E, gamma: 1 - e / E,
     "exponential": lambda e, E, gamma: gamma**e,
 }
-# Flags that may change when a run is resumed: they change its length, --workers the augmentation of files.
+# Flags that may change on --resume: epochs changes the schedule, workers what augmentation draws.
 MAY_DIFFER = "epochs name seeds data device workers compile report_freq save resume eval export quick".split()
 EVAL_MAY_DIFFER = "batch_size accumulate amp seed".split()  # those that a test depends on by rounding at most
 TESTED = "test top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {loss:.4f}, after epoch {epoch}"
@@ -115,7 +115,7 @@ def parse_args(argv=None, world=None, **defaults):
         help="augment small images with random crops and flips")
     add("--cutout", action=BooleanOptionalAction, help=f"augment with cutout {recipe}")
     add("--cutout_length", type=within(int, 1, 1024),
-        help="side of the cutout, pixels (default: half that of the image)")
+        help="side of the cutout, pixels, an even number or rounded down to one (default: half the image's)")
     add("--workers", type=within(int, 0, 256), default=min(4, utils.cores()),
         help="processes that read imagenet's files, beside each one that trains (default: 4, or all cores)")
     # Optimisation
@@ -151,7 +151,8 @@ def parse_args(argv=None, world=None, **defaults):
     add("--export", metavar="FILE.pt2",
         help="with --eval: write the network, as torch.export does, for use without this code")
     add("--quick", action="store_true",
-        help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items()))
+        help="a small synthetic run: " + ", ".join(f"{name} {value}" for name, value in QUICK.items())
+        + ", layers 5, of NAS-Bench-201 1")
     # fmt: on
     try:
         first = parser.parse_known_args(argv)[0]
@@ -244,8 +245,9 @@ class FileBatches:
 
     data: an image folder of imagenet_transform. index: those of its images that count. size: images of a
     batch. With a seed they are training batches, as those of utils.Batches: shuffled anew each epoch, this
-    process's share, in lists of `pieces`. shard: the slice of the images that is this process's. Which images
-    they hold does not depend on the number of workers; what the augmentation draws does.
+    process's share, in lists of `pieces`. shard: the slice of the images that is this process's, of training
+    batches; otherwise index is its share already. Which images they hold does not depend on the number of
+    workers; what the augmentation draws does.
     """
 
     def __init__(self, data, index, size, workers, device, mean, std, pieces=1, seed=None, shard=slice(None)):
@@ -555,9 +557,7 @@ def train(args, rank, world, device):
         )  # fmt: skip
 
         # The held-out part, or the test set; a checkpoint
-        buffers = list(model.buffers())  # running statistics: each process has seen its own images
-        for buffer, mean in zip(buffers, utils.over_processes(buffers, world), strict=True):
-            buffer.copy_(mean)
+        utils.average_buffers(model, world)
         part = "valid" if held_out else "test"
         scores = evaluate(model, valid_batches if held_out else test_batches, autocast, world)
         where = f"epoch {epoch}, learning rate {lr:.3g}"
@@ -655,6 +655,7 @@ def train_seeds(args, rank, world, device):
         utils.check_same_run(args, saved, MAY_DIFFER, max(done, default=0))
     utils.wait_for_processes()  # no process looks for a run that another has just begun
     folder = utils.RunFolder(args.save, args, writes=rank == 0)
+    folder.drop_result()
     results = []
     for one in runs:
         with utils.claimed(one.save, one.resume):

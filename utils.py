@@ -228,6 +228,13 @@ def over_processes(tensors, world=None):
     return [part.view_as(x) for part, x in zip(parts, tensors, strict=True)]
 
 
+def average_buffers(model, world=None):
+    """Running statistics become their means over the processes, each of which has seen its own images."""
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    for buffer, mean in zip(buffers, over_processes(buffers, world), strict=True):
+        buffer.copy_(mean)
+
+
 def from_all_processes(values):
     """The values (n,) of each process, one after the other, differentiable in this one's, so that the mean of
     the gradients of all processes is the gradient of what is made of them."""
@@ -236,6 +243,7 @@ def from_all_processes(values):
     world = dist.get_world_size()
     parts = [torch.empty_like(values) for _ in range(world)]
     dist.all_gather(parts, values.detach())
+    # The same values, but world times their gradient, by which the mean over the processes divides
     parts[dist.get_rank()] = world * values - (world - 1) * values.detach()
     return torch.cat(parts)
 
@@ -704,12 +712,17 @@ class RunFolder:
         of them.
         """
         if self.writes:
-            pathlib.Path(self.file("result.json")).unlink(missing_ok=True)
+            self.drop_result()
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"epoch": epoch, "rows": rows, "args": vars(args)}
             torch.save(state, buffer := io.BytesIO())
             write_file(self.file("checkpoint.pt"), buffer.getvalue())
             self.write_metrics(rows)
+
+    def drop_result(self):
+        """Remove the result.json of a run that goes on."""
+        if self.writes:
+            pathlib.Path(self.file("result.json")).unlink(missing_ok=True)
 
     def log_resumed(self, checkpoint, args):
         """Bring metrics.csv to the checkpoint's epoch, and log where the run goes on."""

@@ -65,7 +65,7 @@ PANELS = {
 }
 HELD_OUT = "arch_loss valid_loss test_loss arch_accuracy valid_top1 test_top1".split()
 # Flags by which the runs of one method may differ, as seeds of it, and those that its name tells
-NOT_THE_METHOD = "seed seeds save resume data device workers report_freq sharpness_images quick eval".split()
+NOT_THE_METHOD = "seed seeds save resume data device workers report_freq quick eval".split()
 NOT_THE_METHOD += "bench graph name neighborhood unrolled".split()
 NUMBERS = ("center_loss", "mean_loss", "max_loss", "loss_std", "hessian_eigenvalue")
 
@@ -190,6 +190,7 @@ def cell_layout(nodes, edges):
     rows[0], rows[1] = [0], [1 + sum(op is not None for *_, op in edges)] if two_inputs else []
     for row, (source, target, op) in enumerate(edges, 1):
         column[target] = max(column[target], column[source] + 1)
+        # An edge to the output has no row of its own: it comes in at the mean row of its source.
         rows[target].append(row if op else sum(rows[source]) / len(rows[source]))
     if two_inputs:
         column[-1] = 1 + max(column[:-1])

@@ -78,7 +78,7 @@ def main():
         cutout=16,
     )
     loader = torch.utils.data.DataLoader(
-        PerImage(images, labels, mean, std), 96, shuffle=True, drop_last=True, num_workers=os.cpu_count(),
+        PerImage(images, labels, mean, std), 96, shuffle=True, drop_last=True, num_workers=utils.cores(),
         persistent_workers=True,
     )  # fmt: skip
 

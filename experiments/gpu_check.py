@@ -6,7 +6,7 @@
 
 Each section prints a table and RESULT lines, and one that fails does not stop the others; the exit status is
 then 1. Sections: operations, numbers (against the CPU and float64), second (the second order), waits, same
-(graph against eager), runs (the scripts as processes: kill and resume, training from files, one process under
+(graph against eager), runs (the scripts as processes: kill and resume, training from files,
 torchrun), memory (too large a batch), times (a search step), train (images a second), depthwise (in which
 layout). Where cuDNN times its kernels first, a section may take minutes. --smoke: the first case of each.
 """
@@ -348,7 +348,7 @@ def waits(args):
         finally:
             if args.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-        print(f"RESULT waits {flags}: 0 in 20 steps", flush=True)
+        print(f"RESULT waits {flags}: 0 in {i - 1} steps", flush=True)
 
 
 def same(args):

@@ -15,7 +15,7 @@ test        the best cell of each method, published cells and random ones, three
 equal       the first four of these, each with the channels that bring its multiply-accumulates closest to
             those of the largest
 robust      S2 and S3 of RobustDARTS, where plain DARTS is known to collapse: three seeds of it and of
-            NA-DARTS, and their cells trained for 10 epochs
+            NA-DARTS, and their cells trained once, as in choose
 """
 
 import argparse
@@ -159,7 +159,7 @@ def main():
     train(args, "equal", TEST, four, 3, equal_channels(four))
     found = search(args, "robust", ROBUST, SOFTMAX, 3)
     cells = {f"{row['space']}_{row['method']}_{row['seed']}": row["run"] for row in found}
-    train(args, "robust_test", f"{IMAGES} --epochs 10", cells, 1, dict.fromkeys(cells, CHANNELS))
+    train(args, "robust_test", CHOOSE, cells, 1, dict.fromkeys(cells, CHANNELS))
 
 
 if __name__ == "__main__":

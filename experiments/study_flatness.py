@@ -19,6 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 
 import nats_bench
+import sample
 import utils
 from neighborhood import AGGREGATE, ball_shifts, table_neighborhoods
 from utils import within
@@ -40,15 +41,6 @@ def parse_args(argv=None):
     add("--save", help="write the rows to this CSV file")
     # fmt: on
     return parser.parse_args(argv)
-
-
-def rank_correlation(x, y):
-    """Spearman's: the correlation of ranks, equal values sharing their mean rank."""
-    ranks = []
-    for values in (x, y):
-        _, group, count = values.unique(return_inverse=True, return_counts=True)
-        ranks.append((count.cumsum(0) - (count - 1) / 2)[group].double())
-    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
 
 
 def study(table, metric, radius, agg, width, lowest, fewest):
@@ -73,7 +65,7 @@ def study(table, metric, radius, agg, width, lowest, fewest):
                     "column": name,
                     "bin": f"{low:g}",
                     "count": len(order),
-                    "correlation": rank_correlation(x, y),
+                    "correlation": sample.spearman(x, y),
                     "flattest": y[order[-quarter:]].mean().item(),
                     "sharpest": y[order[:quarter]].mean().item(),
                 }

@@ -10,6 +10,7 @@ file already is not run again. The plot shows the gain over random search of equ
 import argparse
 import csv
 import itertools
+import json
 import os
 import sys
 import tempfile
@@ -30,15 +31,12 @@ def run(args, algo, radius, budget, noise):
         flags = f"--algo {algo} --neighborhood {radius} --budget {budget} --noise {noise}".split()
         flags += ["--bench", args.bench, "--bench_metric", args.metric, "--repeats", str(args.repeats)]
         one = sample.parse_args([*flags, "--seed", str(args.seed), "--save", os.path.join(folder, "run")])
-        sample.search_table(one)
-        with open(os.path.join(folder, "run", "metrics.csv"), newline="") as file:
-            rows = list(csv.DictReader(file))
-    row = {"algorithm": sample.method_name(one), "budget": budget, "noise": noise, "repeats": len(rows)}
+        sample.main(one)
+        with open(os.path.join(folder, "run", "result.json")) as file:
+            columns = json.load(file)["columns"]
+    row = {"algorithm": sample.method_name(one), "budget": budget, "noise": noise, "repeats": args.repeats}
     for name in COLUMNS:
-        values = [float(r[name]) for r in rows]
-        mean = sum(values) / len(values)
-        sd = (sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
-        row |= {name: round(mean, 3), f"{name}_sd": round(sd, 3)}
+        row |= {name: round(columns[name]["mean"], 3), f"{name}_sd": round(columns[name]["std"], 3)}
     return row
 
 
@@ -71,7 +69,7 @@ def main():
     parser.add_argument("--metric", default="cifar10_test_12", help="its column that is searched on")
     parser.add_argument("--out", required=True, help="the CSV file")
     parser.add_argument("--plot", help="a picture of it")
-    parser.add_argument("--repeats", type=int, default=500, help="of each search")
+    parser.add_argument("--repeats", type=int, default=500, help="of each search, two or more")
     parser.add_argument("--seed", type=int, default=2)
     args = parser.parse_args()
     rows = []

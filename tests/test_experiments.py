@@ -14,6 +14,7 @@ import pytest
 import study_flatness
 import study_gradients
 import study_nasbench201
+import study_noise
 import study_supernet
 import torch
 import torch.nn.functional as F
@@ -152,6 +153,29 @@ def test_the_flatness_study_on_a_table_with_a_known_answer(tmp_path, capsys):
     assert bins == ["80", "80.5", "81", "81.5", "all"]
     with pytest.raises(utils.BadInput, match="no bin has enough"):
         do(study_flatness, "--lowest 95", *flags)
+
+
+def test_the_study_of_noise_runs_what_sample_runs(table, tmp_path, capsys, monkeypatch):
+    """Its rows are those of sample.py, and what is in the file is not run again."""
+    for name, values in dict(BUDGETS=(60,), NOISE=(0, 2)).items():
+        monkeypatch.setattr(study_noise, name, values)
+    monkeypatch.setattr(study_noise, "COLUMNS", ("cifar10_valid_200", "cifar100_test_200"))
+    flags = f"--bench {table} --metric cifar10_valid_200 --repeats 2 --seed 3"
+    monkeypatch.setattr(sys, "argv", ["study_noise.py", *flags.split(), "--out", str(tmp_path / "noise.csv")])
+    study_noise.main()
+    rows = read(tmp_path / "noise.csv")
+    names = ["RS", "NA-RS", "LS", "NA-LS", "REA", "NA-REA"]
+    assert [row["algorithm"] for row in rows] == 2 * names and [row["noise"] for row in rows] == 6 * [
+        "0"
+    ] + 6 * ["2"]
+    do(sample, f"--algo ls --budget 60 --noise 2 --repeats 2 --seed 3 --save {tmp_path}/run --bench", table)
+    found = read(tmp_path / "run" / "result.json")["columns"]["cifar100_test_200"]
+    row = rows[9]
+    assert float(row["cifar100_test_200"]) == pytest.approx(found["mean"], abs=1e-3)
+    assert float(row["cifar100_test_200_sd"]) == pytest.approx(found["std"], abs=1e-3)
+    monkeypatch.setattr(sample, "main", None)  # which a second call does not ask for
+    study_noise.main()
+    assert read(tmp_path / "noise.csv") == rows
 
 
 def test_twists_of_the_study(monkeypatch):

@@ -144,6 +144,16 @@ def test_what_is_converted_is_not_read_again(official, capsys):
     assert (~nats_bench.load_table(official)["cifar10_test_200"].isnan()).sum() == 3
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_converts(official, monkeypatch, rank):
+    events, convert = [], nats_bench.convert
+    monkeypatch.setattr(nats_bench, "convert", lambda folder: events.append("converts") or convert(folder))
+    monkeypatch.setattr(utils, "processes", lambda: (rank, 2))
+    monkeypatch.setattr(utils, "wait_for_processes", lambda: events.append("waits"))
+    nats_bench.load_table(official)
+    assert events == ["converts", "waits", "converts"][rank:]
+
+
 def test_a_table_of_other_columns_is_not_written_over(official, refused):
     path = write(official.parent / "NATS.csv", [f"{NAMES[5]},50,60.5"])
     before = path.read_bytes()

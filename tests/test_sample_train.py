@@ -122,8 +122,13 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch, algo):
     assert calls["epochs"] == 2 * len(whole[0]) + 2 + 4
 
 
-def test_a_larger_budget_goes_on(tmp_path):
+def test_a_larger_budget_goes_on(tmp_path, monkeypatch):
+    """And the old result does not stand for the new search."""
     run(tmp_path / "one", NB201.replace("--budget 9", "--budget 6"))
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(sample, "search", None)
+        do(sample, "--budget 9", "--resume", tmp_path / "one")
+    assert not (tmp_path / "one" / "result.json").exists()
     do(sample, "--budget 9", "--resume", tmp_path / "one")
     assert evaluations(tmp_path / "one") == run(tmp_path / "two", NB201)
 

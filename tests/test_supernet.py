@@ -11,6 +11,7 @@ from plain import PLAIN, copy_weights
 
 import nats_bench
 import sample
+import train
 import utils
 from genotypes import SPACES, nasbench201_architectures, random_architecture, read_cell
 from model_search import SUPERNETS
@@ -61,6 +62,22 @@ def test_a_killed_supernet_goes_on(folder, tmp_path, monkeypatch, dies_at):
         do(sample, RUN, "--data", folder / "images", "--save", tmp_path / "parts")
     do(sample, "", "--resume", tmp_path / "parts")
     check_same(outcome(folder / "whole"), outcome(tmp_path / "parts"))
+
+
+def test_a_supernet_whose_last_step_went_wrong_is_not_kept(folder, tmp_path, monkeypatch):
+    """Its losses were finite, since the step came after the last of them."""
+    train_epoch = train.train_epoch
+
+    def broken(net, optimizer, batches, flags, epoch, *more):
+        found = train_epoch(net, optimizer, batches, flags, epoch, *more)
+        if epoch == 2:
+            net.supernet.classifier.weight.data.fill_(torch.inf)
+        return found
+
+    monkeypatch.setattr(train, "train_epoch", broken)
+    with pytest.raises(utils.NotFinite, match="not finite after epoch 2"):
+        do(sample, RUN, "--data", folder / "images", "--save", tmp_path / "run")
+    assert read(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
 
 
 def test_a_supernet_is_used_again(folder, tmp_path, monkeypatch, table, capsys):

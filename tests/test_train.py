@@ -205,8 +205,8 @@ def test_no_training_image_is_held_out_or_left_out(tmp_path):
     assert data["images"] == [len(batches.index), len(held_out)]
 
 
-def test_seeds(tmp_path):
-    """Each is a training of its own; a run that died between two of them goes on."""
+def test_seeds(tmp_path, monkeypatch):
+    """Each is a training of its own. A run that died between two goes on, and has no mean until then."""
     whole, parts, flags = tmp_path / "whole", tmp_path / "parts", f"{TRAIN} --epochs 2 --seeds 3 1"
     do(train, flags, "--save", whole)
     result = read(whole / "result.json")
@@ -218,7 +218,10 @@ def test_seeds(tmp_path):
     check_same(runs[1], run_train(tmp_path / "alone", "--epochs", 2, "--seed", 1))
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "seed-1")
-    os.remove(parts / "result.json")
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(train, "train", None)
+        do(train, "", "--resume", parts)
+    assert not (parts / "result.json").exists()
     do(train, "", "--resume", parts)
     check_same(runs[1], outcome(parts / "seed-1"))
     assert read(parts / "result.json") == result
