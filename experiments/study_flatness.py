@@ -43,6 +43,12 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def given(x, y, z):
+    """The partial rank correlation of x and y: without what both owe to z."""
+    xy, xz, yz = (sample.spearman(*pair) for pair in ((x, y), (x, z), (y, z)))
+    return (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
+
+
 def study(table, metric, radius, agg, width, lowest, fewest):
     """The rows of the study, dicts; `all` stands for the mean over bins, weighted by their counts."""
     every = torch.tensor(list(itertools.product(range(5), repeat=6)))
@@ -66,6 +72,7 @@ def study(table, metric, radius, agg, width, lowest, fewest):
                     "bin": f"{low:g}",
                     "count": len(order),
                     "correlation": sample.spearman(x, y),
+                    "given_accuracy": given(x, y, accuracy[known]),
                     "flattest": y[order[-quarter:]].mean().item(),
                     "sharpest": y[order[:quarter]].mean().item(),
                 }
@@ -76,7 +83,7 @@ def study(table, metric, radius, agg, width, lowest, fewest):
         if total:
             means = {
                 key: sum(row["count"] * row[key] for row in part) / total
-                for key in ("correlation", "flattest", "sharpest")
+                for key in ("correlation", "given_accuracy", "flattest", "sharpest")
             }
             rows.append({"column": name, "bin": "all", "count": total, **means})
     return rows
@@ -88,14 +95,14 @@ def main(args):
     if not rows:
         raise utils.BadInput("no bin has enough architectures: widen --width, or lower --lowest or --fewest")
     rows.sort(key=lambda row: row["column"])
-    print(f"{'column':22}{'bin':>6}{'count':>7}{'corr.':>8}{'flattest':>10}{'sharpest':>10}{'gain':>7}")
+    print(
+        f"{'column':22}{'bin':>6}{'count':>7}{'corr.':>7}{'given':>7}{'flattest':>10}{'sharpest':>10}{'gain':>7}"
+    )
+    shown = (
+        "{column:22}{bin:>6}{count:7}{correlation:7.2f}{given_accuracy:7.2f}{flattest:10.2f}{sharpest:10.2f}"
+    )
     for row in rows:
-        gain = row["flattest"] - row["sharpest"]
-        print(
-            "{column:22}{bin:>6}{count:7}{correlation:8.2f}{flattest:10.2f}{sharpest:10.2f}".format(**row),
-            end="",
-        )
-        print(f"{gain:7.2f}")
+        print(shown.format(**row) + f"{row['flattest'] - row['sharpest']:7.2f}")
     if args.save:
         utils.write_csv(args.save, rows)
 

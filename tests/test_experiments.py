@@ -137,7 +137,8 @@ def test_the_flatness_study_on_a_table_with_a_known_answer(tmp_path, capsys):
         part = [row for row in rows if row["column"] == name]
         assert [row["bin"] for row in part] == ["80", "80.5", "81", "81.5", "all"]
         assert sum(row["count"] for row in part[:-1]) == part[-1]["count"] == len(NAMES)
-        assert all(row["correlation"] == pytest.approx(correlation, abs=0.06) for row in part)
+        for kind in ("correlation", "given_accuracy"):
+            assert all(row[kind] == pytest.approx(correlation, abs=0.06) for row in part)
     low = rows[0]
     inside = around[(accuracy >= 80) & (accuracy < 80.5)].sort().values
     quarter = len(inside) // 4
@@ -153,6 +154,9 @@ def test_the_flatness_study_on_a_table_with_a_known_answer(tmp_path, capsys):
     assert bins == ["80", "80.5", "81", "81.5", "all"]
     with pytest.raises(utils.BadInput, match="no bin has enough"):
         do(study_flatness, "--lowest 95", *flags)
+    common, *own = torch.randn(3, 20_000, generator=g)  # two that share a part, and nothing but it
+    x, y = common + own[0], common + own[1]
+    assert sample.spearman(x, y) > 0.4 and abs(study_flatness.given(x, y, common)) < 0.03
 
 
 def test_the_study_of_noise_runs_what_sample_runs(table, tmp_path, capsys, monkeypatch):
