@@ -104,7 +104,9 @@ def try_moment(root, name, g, number, moments, seconds, again=False, place=None)
     script, *flags = COMMANDS[name].split()
     folder = f"{name}-{number}"
     words, done = kill_once(root, [script, *flags, "--save", folder], g, moments, seconds, place)
-    wrong = [] if done.status in (-9, 0) else [f"status {done.status}: {done.err}"]
+    wrong = (
+        [] if done.status == -9 or (not place and done.status == 0) else [f"status {done.status}: {done.err}"]
+    )
     if again and (root / folder).exists():
         more, done = kill_once(root, [script, "--resume", folder], g, moments, seconds)
         words += f", then {more}"

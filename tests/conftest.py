@@ -71,6 +71,16 @@ def few_shapes(monkeypatch):
 
 
 @pytest.fixture
+def double():
+    """Everything in float64, where rounding does not grow to something visible; other pictures, too."""
+    torch.set_default_dtype(torch.float64)
+    utils._scale_and_shift.cache_clear()
+    yield
+    torch.set_default_dtype(torch.float32)
+    utils._scale_and_shift.cache_clear()
+
+
+@pytest.fixture
 def no_sharpness(monkeypatch):
     """Searches end without a look at what is around the cell, which takes longer than they do."""
     monkeypatch.setattr(search, "sharpness_and_picture", lambda *args: None)

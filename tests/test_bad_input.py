@@ -228,14 +228,6 @@ def test_fewer_epochs_than_done(world, refused):
         assert "--epochs 1 is less than the 2 that are done" in error and tree(world) == before
 
 
-def test_resume_on_other_images(world, refused):
-    shutil.rmtree(world / "images")
-    save_images(world / "images", count=5, size=(9, 9))
-    for name, (script, _) in SCRIPTS.items():
-        error = refused(script, f"--resume {name} --epochs 2")
-        assert "the checkpoint does not fit this run (its images are not those of --data)" in error
-
-
 def test_places_that_cannot_be_written(world, refused):
     (world / "file").write_text("")
     os.makedirs(world / "new" / "log.txt")

@@ -42,7 +42,7 @@ def test_killed_at_random_moments(root, name):
 # and not renamed, renamed; a later one half written; the last moment. Of a local search by training: in the
 # middle of a line of evaluations.csv, and the last moment.
 @pytest.mark.parametrize(
-    "name,place", [*(("search", at) for at in (1, 2, 6, 7, 8, 18, -1)), ("trained", 14), ("trained", -1)]
+    "name,place", [*(("search", at) for at in (1, 3, 7, 8, 9, 17, -1)), ("trained", 15), ("trained", -1)]
 )
 def test_killed_as_it_writes(root, name, place):
     folder, whole = root
@@ -61,9 +61,11 @@ def test_a_kill_leaves_the_file_before(root):
     """What the comparisons above rest on: the kill strikes with a temporary file half written."""
     folder, _ = root
     script, *flags = COMMANDS["search"].split()
-    place = ["forks.kill_at_write", 6, str(folder / "moments")]
+    place = ["forks.kill_at_write", 7, str(folder / "moments")]
     done = forks.run(script, *flags, "--save", "half", cwd=folder, before=place)
     assert done.status == -9 and sorted(os.listdir(folder / "half")) == HALF
+    half, whole = (folder / name for name in ("half/checkpoint.pt.tmp", "search-whole/checkpoint.pt"))
+    assert 0 < half.stat().st_size < 0.8 * whole.stat().st_size
     done = forks.run(script, "--resume", "half", cwd=folder)
     assert done.status == 2 and "there is no checkpoint half/checkpoint.pt: " in done.err
     assert forks.run(script, *flags, "--save", "half", cwd=folder).status == 0

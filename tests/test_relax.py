@@ -41,6 +41,12 @@ def test_the_straight_through_gradient_is_that_of_the_soft_sample(t, temperature
     assert torch.allclose(got, expected, rtol=1e-6) and expected.abs().max() > 1e-3
 
 
+def test_what_softmax_and_gumbel_settle_on():
+    alpha = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 2.9]])
+    assert torch.equal(RELAX["gumbel"].settled(alpha), torch.tensor([[0.0, 1, 0], [1, 0, 0]]))
+    assert torch.equal(RELAX["softmax"].settled(alpha), alpha.softmax(-1))
+
+
 def test_dirichlet_samples_have_its_moments():
     alpha = some_alpha(2, 3, 4)
     q = RELAX["dirichlet"].draw(alpha, N, utils.generator(0, 0), 0.0)

@@ -13,7 +13,7 @@ from conftest import data, do, read, tree
 import nats_bench
 import sample
 import utils
-from genotypes import SPACES, nasbench201_architectures, operations, parse_architecture
+from genotypes import SPACES, nasbench201_architectures, operations, parse_architecture, to_indices
 from neighborhood import (
     AGGREGATE,
     Evaluations,
@@ -202,6 +202,24 @@ def test_what_a_run_reports(table, tmp_path, name):
     assert len({row["arch"] for row in rows}) > 1 or name.startswith(("LS", "NA-LS"))
     assert run(table, tmp_path / "again", RUNS[name] + " --repeats 3") == (result, rows)
     assert run(table, tmp_path / "other", RUNS[name] + " --repeats 3 --seed 9")[1] != rows
+
+
+@pytest.mark.parametrize("algo", ["rs", "ls", "ea"])
+@pytest.mark.parametrize("agg", ["mean", "max"])
+def test_what_a_budget_is_searched_for(table, tmp_path, algo, agg):
+    """With radius 0 the least error; with radius 1 g over the neighborhood, for the kind of search that has
+    whole ones."""
+    errors = 100 - nats_bench.load_table(table)["cifar10_valid_200"]
+    error_of = lambda arch: errors[sum(o * 5 ** (5 - e) for e, o in enumerate(arch))].item()
+    for radius in (0, 1):
+        flags = f"--algo {algo} --neighborhood {radius} --agg {agg} --budget 300"
+        result, [row] = run(table, tmp_path / f"run-{radius}", flags)
+        arch = to_indices(row["arch"], SPACES["nasbench201"])
+        around = [error_of(a) for a in discrete_neighbors(arch, ball_shifts(6, 5, 1), 5)]
+        of_all = AGGREGATE[agg](torch.tensor(around)).item()
+        assert (float(row["score"]) == pytest.approx(error_of(arch), rel=1e-6)) == (radius == 0)
+        if radius and algo != "ea":  # whose score knows a part of the neighborhood
+            assert float(row["score"]) == pytest.approx(of_all, rel=1e-6)
 
 
 @pytest.mark.parametrize("radius,agg", [(0, "mean"), (1, "mean"), (1, "max"), (2, "median")])

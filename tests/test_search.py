@@ -44,6 +44,19 @@ def mixed(model, shifts, args):
     return search.mixtures(model.alpha, shifts, args, None)
 
 
+def test_the_defaults_are_those_of_darts():
+    args = vars(arguments())
+    expected = dict(
+        epochs=50, batch_size=64, learning_rate=0.025, learning_rate_min=0.001, momentum=0.9,
+        weight_decay=3e-4, grad_clip=5, arch_learning_rate=3e-4, arch_weight_decay=1e-3, init_channels=16,
+        layers=8, seed=2, train_portion=0.5, cutout=False, unrolled=False, report_freq=50,
+        # and those of this project
+        neighborhood=1, neighbors=16, agg="mean", perturb="roll", relax="softmax", neighbor_batch="split",
+        neighbor_norm="shared", weight_step="center", arch_warmup=0, space="darts",
+    )  # fmt: skip
+    assert {name: args[name] for name in expected} == expected
+
+
 @pytest.mark.parametrize("space", ["darts", "nasbench201"])
 def test_radius_0_is_plain_darts(space):
     """The architecture gradient equals that of DARTS written out on the plain supernet."""

@@ -26,19 +26,24 @@ def run_train(folder, *flags):
     return outcome(folder)
 
 
+# What the field compares by: the DARTS code, its ImageNet recipe in large batches, the NAS-Bench-201 paper
+RECIPE = """epochs init_channels layers batch_size base_batch learning_rate schedule warmup_epochs
+    momentum nesterov weight_decay grad_clip auxiliary auxiliary_weight drop_path_prob cutout label_smooth
+    image_size""".split()
+RECIPES = {
+    "--dataset cifar100": "600 36 20 96 0 0.025 cosine 0 0.9 False 0.0003 5.0 True 0.4 0.2 True 0.0 32",
+    "--dataset imagenet": "250 48 14 1024 1024 0.5 linear 5 0.9 False 3e-05 5.0 True 0.4 0.0 False 0.1 224",
+    f"--arch {NB201}": "200 16 5 256 0 0.1 cosine 0 0.9 True 0.0005 0.0 False 0.4 0.0 False 0.0 32",
+}
+
+
 def test_recipes_are_the_defaults():
-    cifar = train.parse_args([])
-    assert (cifar.epochs, cifar.init_channels, cifar.layers, cifar.batch_size) == (600, 36, 20, 96)
-    assert (cifar.learning_rate, cifar.momentum, cifar.weight_decay, cifar.grad_clip) == (0.025, 0.9, 3e-4, 5)
-    assert (cifar.auxiliary, cifar.auxiliary_weight, cifar.drop_path_prob) == (True, 0.4, 0.2)
-    assert (cifar.cutout, cifar.cutout_length, cifar.schedule, cifar.image_size) == (True, 16, "cosine", 32)
-    imagenet = train.parse_args(["--dataset", "imagenet"])
-    assert (imagenet.epochs, imagenet.init_channels, imagenet.layers) == (250, 48, 14)
-    assert (imagenet.label_smooth, imagenet.auxiliary, imagenet.weight_decay) == (0.1, True, 3e-5)
-    assert (imagenet.schedule, imagenet.warmup_epochs, imagenet.image_size) == ("linear", 5, 224)
-    nb201 = train.parse_args(["--arch", NB201])
-    assert (nb201.epochs, nb201.nesterov, nb201.schedule, nb201.weight_decay) == (200, True, "cosine", 5e-4)
-    assert (nb201.batch_size, nb201.learning_rate, nb201.auxiliary, nb201.cutout) == (256, 0.1, False, False)
+    for flags, values in RECIPES.items():
+        args = train.parse_args(flags.split())
+        assert {name: str(getattr(args, name)) for name in RECIPE} == dict(
+            zip(RECIPE, values.split(), strict=True)
+        )
+    assert train.parse_args([]).cutout_length == 16
     args = train.parse_args(["--no-auxiliary", "--no-cutout", "--epochs", "50"])
     assert (args.auxiliary, args.cutout, args.epochs, args.batch_size) == (False, False, 50, 96)
 
@@ -103,6 +108,18 @@ def test_steps_are_those_of_a_plain_loop(tmp_path, nesterov):
             w.data -= rate * (step + 0.5 * velocity[w] if nesterov else velocity[w])
     for name, w in network.named_parameters():
         assert torch.allclose(checkpoint["model"][name], w, rtol=1e-3, atol=1e-5), name
+
+
+def test_which_augmentation_trains():
+    for flags, expected in (
+        ("", (1, 4, True)),
+        ("--no-augment --cutout_length 2", (0, 2, False)),
+        ("--no-cutout", (1, 0, True)),
+    ):
+        batches, _, _ = train.load_train(
+            train.parse_args([*TRAIN.split(), *flags.split()]), torch.device("cpu")
+        )
+        assert tuple(batches.augmentation[name] for name in ("pad", "cutout", "flip")) == expected
 
 
 def test_drop_path_grows_over_the_epochs(tmp_path, monkeypatch):

@@ -148,19 +148,33 @@ def test_a_failed_download_leaves_no_folder(tmp_path, monkeypatch, refused, name
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_process_downloads(tmp_path, monkeypatch, rank):
+    """And each part is that which was asked for, resized where another size was."""
     events = []
 
     class Fake:
         def __init__(self, root, train, download=False):
             events.append("downloads" if download else "reads")
-            self.data, self.targets = torch.zeros(2, 32, 32, 3, dtype=torch.uint8).numpy(), [0, 1]
+            self.data = torch.full((2, 32, 32, 3), 9 if train else 5, dtype=torch.uint8).numpy()
+            self.targets = [0, 1]
             self.classes = ["a", "b"]
 
     monkeypatch.setattr(datasets, "CIFAR10", Fake)
     monkeypatch.setattr(utils, "processes", lambda: (rank, 2))
     monkeypatch.setattr(utils, "wait_for_processes", lambda: events.append("waits"))
-    utils.load_images("cifar10", tmp_path, 32)
-    assert events == ["downloads", "waits", "reads"][rank:]
+    for train_part, size in ((True, 32), (False, 16)):
+        images, labels, _ = utils.load_images("cifar10", tmp_path, size, train=train_part)
+        assert torch.equal(images, torch.full((2, size, size, 3), 9 if train_part else 5, dtype=torch.uint8))
+        assert labels.tolist() == [0, 1]
+    assert events == 2 * ["downloads", "waits", "reads"][rank:]
+
+
+def test_streams_of_all_seeds_differ():
+    draws = [
+        torch.rand(1, generator=utils.generator(seed, stream)).item()
+        for seed in range(9)
+        for stream in range(9)
+    ]
+    assert len(set(draws)) == len(draws)
 
 
 COMMANDS = [

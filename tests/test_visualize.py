@@ -273,8 +273,6 @@ def test_sharpness_of_a_run(runs, tmp_path, capsys):
     losses = [float(row["loss"]) for row in rows[:25]]
     assert len(rows) == 50 and rows[0]["edge"] == "center" and f"{losses[0]:.4f}" in capsys.readouterr().out
     assert losses[0] == first["sharpness"]["center_loss"] and max(losses) == first["sharpness"]["max_loss"]
-    search.main(search.parse_args(["--resume", str(runs / "na-0")]))  # what is done: measured once more
-    assert json.loads(results[0].read_text()) == first
     assert (runs / "na-0" / "checkpoint.pt").read_bytes() == before
 
 

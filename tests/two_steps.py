@@ -53,4 +53,8 @@ for space, agg in [("darts", "mean"), *itertools.product(["nasbench201"], ("mean
     alone[5] = alone[5] / world  # right images, a mean over the processes
     errors = [(a - b).abs().max().item() for a, b in zip(mine, alone, strict=True)]
     assert max(errors) < 1e-9 and alone[1].abs().max() > 1e-3, (space, agg, errors[:6])
+norm = torch.nn.BatchNorm2d(3)
+norm.running_mean.fill_(rank)
+utils.average_buffers(norm)  # as the scripts do at the end of an epoch
+assert (norm.running_mean == 0.5).all()
 utils.leave_processes()
