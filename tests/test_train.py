@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import NB201, TRAIN, check_same, do, outcome, read, same, save_images, tree
 from forks import PARTED, torchrun
+from PIL import Image
 
 import model
 import train
@@ -336,6 +337,27 @@ def test_autocast_is_close_to_float32(tmp_path, amp):
     exact, low = (run_train(tmp_path / name, *flags, "--amp", name)[1][0] for name in ("none", amp))
     assert exact != low
     assert float(low["train_loss"]) == pytest.approx(float(exact["train_loss"]), rel=0.01)
+
+
+def test_pixels_of_files(tmp_path):
+    """A test image is its center, 7/8 of the shorter side, by ImageNet's mean and deviation. Training images
+    are cropped at random, flipped and changed in color, as DARTS does it."""
+    save_images(tmp_path, count=4, size=(112, 80))
+    flags = f"--dataset imagenet --image_size 70 --batch_size 4 --workers 0 --data {tmp_path}"
+    args, device = train.parse_args(flags.split()), torch.device("cpu")
+    batches, _, data = train.load_train(args, device)
+    x, y = next(iter(train.load_test(args, device, data, 0, 1)))
+    mean, std = (torch.tensor(v) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    for i, image in enumerate(x):
+        path = tmp_path / "val" / ("dark", "light")[i // 4] / f"{i % 4}.png"
+        pixels = torch.frombuffer(bytearray(Image.open(path).tobytes()), dtype=torch.uint8).view(80, 112, 3)
+        expected = (pixels[5:75, 21:91] / 255 - mean) / std
+        assert torch.allclose(image, expected.permute(2, 0, 1), atol=1e-5) and y[i] == i // 4
+    crop, flip, colors, _ = batches.data.transform.transforms
+    assert (type(crop).__name__, crop.size, crop.scale) == ("RandomResizedCrop", (70, 70), (0.08, 1.0))
+    assert (type(flip).__name__, flip.p) == ("RandomHorizontalFlip", 0.5)
+    assert (colors.brightness, colors.contrast, colors.saturation) == 3 * ((0.6, 1.4),)
+    assert colors.hue == (-0.2, 0.2)
 
 
 FILES = "--dataset imagenet --image_size 64 --init_channels 4 --layers 3 --device cpu"
