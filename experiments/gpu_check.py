@@ -6,9 +6,9 @@
 
 Each section prints a table and RESULT lines, and one that fails does not stop the others; the exit status is
 then 1. Sections: operations, numbers (against the CPU and float64), second (the second order), waits, same
-(graph against eager), runs (the scripts as processes: kill and resume, training from files,
-torchrun), memory (too large a batch), times (a search step), train (images a second), depthwise (in which
-layout). Where cuDNN times its kernels first, a section may take minutes. --smoke: the first case of each.
+(graph against eager), runs (the scripts as processes: kill and resume, training from files, torchrun),
+memory (too large a batch), times (a search step), train (images a second), depthwise (in which layout).
+Where cuDNN times its kernels first, a section may take minutes. --smoke: the first case of each.
 """
 
 import argparse

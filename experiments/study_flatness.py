@@ -6,8 +6,9 @@
 Architectures are put into bins of equal search performance, a column of the table. Within a bin, g over the
 neighborhood says how flat the basin is: an architecture whose neighbors are good is flatter than one of the
 same performance whose neighbors are bad. Printed for each bin and each column of another data set: the number
-of architectures, the rank correlation (Spearman) of flatness and accuracy, and the mean accuracy of the
-flattest and of the sharpest quarter, in percent. Bins are half-open, [low, low + width).
+of architectures, the rank correlation (Spearman) of flatness and accuracy, the same with what both owe to
+the search performance taken out (given), and the mean accuracy of the flattest and of the sharpest quarter,
+in percent. Bins are half-open, [low, low + width).
 """
 
 import itertools

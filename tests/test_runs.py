@@ -90,15 +90,7 @@ def test_what_is_not_filled_is_removed(tmp_path):
     assert (tmp_path / "mine" / "log.txt").exists()
 
 
-@pytest.mark.parametrize(
-    "name,part",
-    [
-        ("search", "train"),
-        *(("train", part) for part in ("train", "val")),
-        ("trained", "train"),
-        ("supernet", "train"),
-    ],
-)
+@pytest.mark.parametrize("name,part", [*((name, "train") for name in SCRIPTS), ("train", "val")])
 def test_resume_on_other_images(here, refused, name, part):
     script, flags = SCRIPTS[name]
     do(script, f"{flags} --save r")

@@ -207,13 +207,12 @@ def test_what_a_run_reports(table, tmp_path, name):
 @pytest.mark.parametrize("algo", ["rs", "ls", "ea"])
 @pytest.mark.parametrize("agg", ["mean", "max"])
 def test_what_a_budget_is_searched_for(table, tmp_path, algo, agg):
-    """With radius 0 the least error; with radius 1 g over the neighborhood, for the kind of search that has
-    whole ones."""
+    """What is found is scored by its error with radius 0, and by g over its neighborhood with radius 1."""
     errors = 100 - nats_bench.load_table(table)["cifar10_valid_200"]
     error_of = lambda arch: errors[sum(o * 5 ** (5 - e) for e, o in enumerate(arch))].item()
     for radius in (0, 1):
         flags = f"--algo {algo} --neighborhood {radius} --agg {agg} --budget 300"
-        result, [row] = run(table, tmp_path / f"run-{radius}", flags)
+        _, [row] = run(table, tmp_path / f"run-{radius}", flags)
         arch = to_indices(row["arch"], SPACES["nasbench201"])
         around = [error_of(a) for a in discrete_neighbors(arch, ball_shifts(6, 5, 1), 5)]
         of_all = AGGREGATE[agg](torch.tensor(around)).item()
